@@ -1,0 +1,36 @@
+//! The arithmetic: the only crate with `unsafe` code.
+//!
+//! Each operation is one safe function that checks lengths, then dispatches once to the best
+//! version for this CPU; the scalar version is the oracle that the others are tested against.
+
+pub mod attention;
+pub mod cpu;
+mod gemm;
+pub mod loss;
+mod mapped;
+pub mod ops;
+mod pool;
+pub mod quant;
+
+pub use gemm::{Left, Output, Packed, matmul};
+pub use mapped::MappedFile;
+pub use pool::Pool;
+pub use quant::Matrix;
+
+/// The type in which matrices are multiplied. Sums are f32 in both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+impl Precision {
+    /// bf16 where the CPU multiplies it natively, else f32: emulated bf16 is far slower than f32.
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if cpu::level() == cpu::Level::Avx512 && std::arch::is_x86_feature_detected!("avx512bf16") {
+            return Precision::Bf16;
+        }
+        Precision::F32
+    }
+}

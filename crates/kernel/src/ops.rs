@@ -1,0 +1,491 @@
+//! Row-wise operations: norm, rotary positions, activation, gates, and the optimiser's step.
+//!
+//! All matrices are row-major; rows are tokens.
+
+use crate::Pool;
+use crate::cpu::multiversion;
+
+/// Values a task handles: enough to outweigh the cost of claiming it.
+const TASK_VALUES: usize = 16 * 1024;
+
+fn task_rows(cols: usize) -> usize {
+    (TASK_VALUES / cols.max(1)).max(1)
+}
+
+/// e^x to about 2 units in the last place, without branches; 0 far below, large but finite above.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // 1.5·2²³: adding it rounds to an integer and leaves that integer in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    // ln 2 in two parts, so that the remainder is exact.
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 0.166_666_65;
+    let p = p * r + 0.5;
+    let y = p * r * r + r + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits());
+    f32::from_bits(y.to_bits().wrapping_add(exponent << 23))
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Sums in 16 lanes, so that the compiler vectorises without changing the order of additions.
+#[inline(always)]
+pub(crate) fn lane_sum(len: usize, value: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let whole = len / 16 * 16;
+    for at in (0..whole).step_by(16) {
+        for lane in 0..16 {
+            lanes[lane] += value(at + lane);
+        }
+    }
+    for at in whole..len {
+        lanes[at - whole] += value(at);
+    }
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+    }
+    lanes[0]
+}
+
+/// Root-mean-square norm: `out = x / sqrt(mean(x²) + eps) · weight`.
+///
+/// **Shapes**: x, out `[tokens, hidden]`; weight `[hidden]`.
+/// **Source**: Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4.
+pub fn rms_norm(pool: &Pool, out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+    let cols = weight.len();
+    assert!(out.len() == x.len() && x.len().is_multiple_of(cols), "rms_norm of {} by {cols}", x.len());
+    let rows = task_rows(cols);
+    pool.pieces(out, rows * cols, |index, piece| {
+        norm_rows(piece, &x[index * rows * cols..], weight, eps);
+    });
+}
+
+multiversion! {
+fn norm_rows(out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+    let cols = weight.len();
+    for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
+        let scale = inverse_rms(x, eps);
+        for i in 0..cols {
+            out[i] = x[i] * scale * weight[i];
+        }
+    }
+}
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (lane_sum(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
+}
+
+/// Adds to `dx` the gradient of [`rms_norm`] with respect to `x`, given `dy` with respect to its
+/// output.
+///
+/// **Shapes**: dx, x, dy `[tokens, hidden]`; weight `[hidden]`.
+pub fn rms_norm_backward(
+    pool: &Pool,
+    dx: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    dy: &[f32],
+) {
+    let cols = weight.len();
+    assert!(dx.len() == x.len() && dy.len() == x.len() && x.len().is_multiple_of(cols));
+    let rows = task_rows(cols);
+    pool.pieces(dx, rows * cols, |index, piece| {
+        let at = index * rows * cols;
+        norm_rows_backward(piece, &x[at..], weight, eps, &dy[at..]);
+    });
+}
+
+multiversion! {
+fn norm_rows_backward(dx: &mut [f32], x: &[f32], weight: &[f32], eps: f32, dy: &[f32]) {
+    let cols = weight.len();
+    for ((dx, x), dy) in
+        dx.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(dy.chunks_exact(cols))
+    {
+        let scale = inverse_rms(x, eps);
+        let along = lane_sum(cols, |i| dy[i] * weight[i] * x[i]);
+        let pull = along * scale * scale * scale / cols as f32;
+        for i in 0..cols {
+            dx[i] += dy[i] * weight[i] * scale - x[i] * pull;
+        }
+    }
+}
+}
+
+/// Cosines and sines of the rotary position embedding.
+///
+/// **Source**: Su et al. 2021, arXiv 2104.09864, eq. 34, in the rotate-half layout.
+pub struct Rotary {
+    half: usize,
+    /// `[positions, half]` each.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// The direction to rotate in: backward undoes forward, and is its gradient.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rotation {
+    Forward,
+    Backward,
+}
+
+impl Rotary {
+    /// Tables for positions `0..positions`.
+    pub fn new(head_dim: usize, theta: f32, positions: usize) -> Self {
+        let half = head_dim / 2;
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for position in 0..positions {
+            for i in 0..half {
+                // Computed as the reference does: the frequency in f32, the angle in f32.
+                let frequency = 1.0 / theta.powf(2.0 * i as f32 / head_dim as f32);
+                let angle = position as f32 * frequency;
+                cos.push(angle.cos());
+                sin.push(angle.sin());
+            }
+        }
+        Rotary { half, cos, sin }
+    }
+
+    /// Rotates the first `heads` heads of each row in place.
+    ///
+    /// **Shapes**: x `[tokens, stride]`; positions `[tokens]`, each below the tables' length.
+    pub fn rotate(
+        &self,
+        pool: &Pool,
+        x: &mut [f32],
+        stride: usize,
+        heads: usize,
+        positions: &[u32],
+        direction: Rotation,
+    ) {
+        assert_eq!(x.len(), positions.len() * stride);
+        assert!(heads * self.half * 2 <= stride);
+        let rows = task_rows(stride);
+        pool.pieces(x, rows * stride, |index, piece| {
+            rotate_rows(self, piece, stride, heads, &positions[index * rows..], direction);
+        });
+    }
+}
+
+multiversion! {
+fn rotate_rows(
+    tables: &Rotary,
+    x: &mut [f32],
+    stride: usize,
+    heads: usize,
+    positions: &[u32],
+    direction: Rotation,
+) {
+    let half = tables.half;
+    let sign = if direction == Rotation::Forward { 1.0 } else { -1.0 };
+    for (row, &position) in x.chunks_exact_mut(stride).zip(positions) {
+        let at = position as usize * half;
+        let (cos, sin) = (&tables.cos[at..at + half], &tables.sin[at..at + half]);
+        for head in row.chunks_exact_mut(2 * half).take(heads) {
+            let (a, b) = head.split_at_mut(half);
+            for i in 0..half {
+                let (x, y) = (a[i], b[i]);
+                a[i] = x * cos[i] - y * sin[i] * sign;
+                b[i] = y * cos[i] + x * sin[i] * sign;
+            }
+        }
+    }
+}
+}
+
+/// SwiGLU: `out = silu(gate) · up`, gate and up side by side.
+///
+/// **Shapes**: out `[tokens, width]`; gate_up `[tokens, 2·width]`.
+/// **Source**: Shazeer 2020, arXiv 2002.05202, eq. 5.
+pub fn swiglu(pool: &Pool, out: &mut [f32], gate_up: &[f32], width: usize) {
+    assert_eq!(gate_up.len(), 2 * out.len());
+    let rows = task_rows(width);
+    pool.pieces(out, rows * width, |index, piece| {
+        swiglu_rows(piece, &gate_up[2 * index * rows * width..], width);
+    });
+}
+
+multiversion! {
+fn swiglu_rows(out: &mut [f32], gate_up: &[f32], width: usize) {
+    for (out, row) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
+        let (gate, up) = row.split_at(width);
+        for i in 0..width {
+            out[i] = gate[i] * sigmoid(gate[i]) * up[i];
+        }
+    }
+}
+}
+
+/// The gradient of [`swiglu`]: writes over `gate_up` the gradient with respect to it.
+///
+/// **Shapes**: gate_up `[tokens, 2·width]`; d_out `[tokens, width]`.
+pub fn swiglu_backward(pool: &Pool, gate_up: &mut [f32], d_out: &[f32], width: usize) {
+    assert_eq!(gate_up.len(), 2 * d_out.len());
+    let rows = task_rows(2 * width);
+    pool.pieces(gate_up, rows * 2 * width, |index, piece| {
+        swiglu_rows_backward(piece, &d_out[index * rows * width..], width);
+    });
+}
+
+multiversion! {
+fn swiglu_rows_backward(gate_up: &mut [f32], d_out: &[f32], width: usize) {
+    for (row, d_out) in gate_up.chunks_exact_mut(2 * width).zip(d_out.chunks_exact(width)) {
+        let (gate, up) = row.split_at_mut(width);
+        for i in 0..width {
+            let s = sigmoid(gate[i]);
+            let d_gate = d_out[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+            up[i] = d_out[i] * gate[i] * s;
+            gate[i] = d_gate;
+        }
+    }
+}
+}
+
+/// `out += x`.
+pub fn add(pool: &Pool, out: &mut [f32], x: &[f32]) {
+    assert_eq!(out.len(), x.len());
+    pool.pieces(out, TASK_VALUES, |index, piece| {
+        for (out, x) in piece.iter_mut().zip(&x[index * TASK_VALUES..]) {
+            *out += x;
+        }
+    });
+}
+
+/// `out[t] += weights[t] · x[t]` for every row.
+///
+/// **Shapes**: out, x `[tokens, cols]`; weights `[tokens]`.
+pub fn add_weighted_rows(pool: &Pool, out: &mut [f32], x: &[f32], weights: &[f32], cols: usize) {
+    assert!(out.len() == x.len() && x.len() == weights.len() * cols);
+    let rows = task_rows(cols);
+    pool.pieces(out, rows * cols, |index, piece| {
+        let first = index * rows;
+        for (row, out) in piece.chunks_exact_mut(cols).enumerate() {
+            let weight = weights[first + row];
+            for (out, x) in out.iter_mut().zip(&x[(first + row) * cols..]) {
+                *out += weight * x;
+            }
+        }
+    });
+}
+
+/// `out[t] = a[t] · b[t]`, the dot product of the rows.
+///
+/// **Shapes**: a, b `[tokens, cols]`; out `[tokens]`.
+pub fn row_dots(pool: &Pool, out: &mut [f32], a: &[f32], b: &[f32], cols: usize) {
+    assert!(a.len() == b.len() && a.len() == out.len() * cols);
+    let rows = task_rows(cols);
+    pool.pieces(out, rows, |index, piece| {
+        let at = index * rows * cols;
+        dots(piece, &a[at..], &b[at..], cols);
+    });
+}
+
+multiversion! {
+fn dots(out: &mut [f32], a: &[f32], b: &[f32], cols: usize) {
+    for (row, out) in out.iter_mut().enumerate() {
+        let (a, b) = (&a[row * cols..][..cols], &b[row * cols..][..cols]);
+        *out = lane_sum(cols, |i| a[i] * b[i]);
+    }
+}
+}
+
+/// The sum of squares, in f64 over pieces of fixed size: the same for any number of threads.
+pub fn sum_of_squares(pool: &Pool, x: &[f32]) -> f64 {
+    let mut sums = vec![0.0f64; x.len().div_ceil(TASK_VALUES)];
+    pool.pieces(&mut sums, 1, |index, sum| {
+        let piece = &x[index * TASK_VALUES..x.len().min((index + 1) * TASK_VALUES)];
+        sum[0] = f64::from(squares(piece));
+    });
+    sums.iter().sum()
+}
+
+multiversion! {
+fn squares(x: &[f32]) -> f32 {
+    lane_sum(x.len(), |i| x[i] * x[i])
+}
+}
+
+/// The constants of one AdamW step.
+///
+/// **Source**: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    pub learning_rate: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub weight_decay: f32,
+    /// The step's number, from 1, for bias correction.
+    pub step: u32,
+    /// The gradient is multiplied by this first: clipping by the global norm.
+    pub gradient_scale: f32,
+}
+
+/// One step on `parameters`, with the running means of the gradient and of its square.
+///
+/// **Shapes**: all of one length.
+pub fn adamw(
+    pool: &Pool,
+    parameters: &mut [f32],
+    gradients: &[f32],
+    mean: &mut [f32],
+    square: &mut [f32],
+    step: AdamW,
+) {
+    let len = parameters.len();
+    assert!(gradients.len() == len && mean.len() == len && square.len() == len);
+    let (mean, square) = (crate::pool::SendPtr(mean.as_mut_ptr()), crate::pool::SendPtr(square.as_mut_ptr()));
+    pool.pieces(parameters, TASK_VALUES, |index, piece| {
+        let at = index * TASK_VALUES;
+        // SAFETY: the same piece of each array, of the same length; pieces do not overlap.
+        let (mean, square) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(mean.get().add(at), piece.len()),
+                std::slice::from_raw_parts_mut(square.get().add(at), piece.len()),
+            )
+        };
+        adamw_piece(piece, &gradients[at..at + piece.len()], mean, square, step);
+    });
+}
+
+multiversion! {
+fn adamw_piece(
+    parameters: &mut [f32],
+    gradients: &[f32],
+    mean: &mut [f32],
+    square: &mut [f32],
+    step: AdamW,
+) {
+    let correct1 = 1.0 / (1.0 - step.beta1.powi(step.step as i32));
+    let correct2 = 1.0 / (1.0 - step.beta2.powi(step.step as i32));
+    let keep = 1.0 - step.learning_rate * step.weight_decay;
+    let len = parameters.len();
+    let (gradients, mean, square) = (&gradients[..len], &mut mean[..len], &mut square[..len]);
+    for i in 0..len {
+        let g = gradients[i] * step.gradient_scale;
+        mean[i] = step.beta1 * mean[i] + (1.0 - step.beta1) * g;
+        square[i] = step.beta2 * square[i] + (1.0 - step.beta2) * g * g;
+        let denominator = (square[i] * correct2).sqrt() + step.eps;
+        parameters[i] = parameters[i] * keep - step.learning_rate * mean[i] * correct1 / denominator;
+    }
+}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(len: usize, phase: f32) -> Vec<f32> {
+        (0..len).map(|i| (i as f32 * 0.7 + phase).sin() * 2.0).collect()
+    }
+
+    /// The derivative of `f` at `x`, along every coordinate, by central differences in f64 steps.
+    fn numeric(x: &[f32], f: impl Fn(&[f32]) -> f64) -> Vec<f32> {
+        let h = 1e-2;
+        (0..x.len())
+            .map(|i| {
+                let mut moved = x.to_vec();
+                moved[i] = x[i] + h;
+                let up = f(&moved);
+                moved[i] = x[i] - h;
+                ((up - f(&moved)) / f64::from(2.0 * h)) as f32
+            })
+            .collect()
+    }
+
+    fn close(a: &[f32], b: &[f32], tolerance: f32) {
+        assert_eq!(a.len(), b.len());
+        for (i, (a, b)) in a.iter().zip(b).enumerate() {
+            assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{i}: {a} against {b}");
+        }
+    }
+
+    fn weighted(out: &[f32], dy: &[f32]) -> f64 {
+        out.iter().zip(dy).map(|(o, d)| f64::from(*o) * f64::from(*d)).sum()
+    }
+
+    #[test]
+    fn exp_is_exact_to_a_few_units() {
+        for i in -8000..8000 {
+            let x = i as f32 * 0.01;
+            let expected = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / expected - 1.0).abs() < 4e-7, "{x}");
+        }
+        assert!(exp(-1000.0) < 1e-37 && exp(1000.0).is_finite());
+    }
+
+    #[test]
+    fn norm_gradient_is_the_numeric_one() {
+        let pool = Pool::new(2);
+        let (x, dy, weight) = (wave(3 * 20, 0.1), wave(3 * 20, 1.0), wave(20, 2.0));
+        let mut dx = vec![0.0; x.len()];
+        rms_norm_backward(&pool, &mut dx, &x, &weight, 1e-5, &dy);
+        let expected = numeric(&x, |x| {
+            let mut out = vec![0.0; x.len()];
+            rms_norm(&pool, &mut out, x, &weight, 1e-5);
+            weighted(&out, &dy)
+        });
+        close(&dx, &expected, 2e-3);
+    }
+
+    #[test]
+    fn swiglu_gradient_is_the_numeric_one() {
+        let pool = Pool::new(2);
+        let (x, dy) = (wave(3 * 14, 0.3), wave(3 * 7, 1.0));
+        let mut d = x.clone();
+        swiglu_backward(&pool, &mut d, &dy, 7);
+        let expected = numeric(&x, |x| {
+            let mut out = vec![0.0; dy.len()];
+            swiglu(&pool, &mut out, x, 7);
+            weighted(&out, &dy)
+        });
+        close(&d, &expected, 2e-3);
+    }
+
+    #[test]
+    fn rotation_backward_undoes_forward() {
+        let pool = Pool::new(1);
+        let rotary = Rotary::new(8, 10_000.0, 50);
+        let x = wave(2 * 30, 0.0);
+        let mut y = x.clone();
+        rotary.rotate(&pool, &mut y, 30, 3, &[7, 49], Rotation::Forward);
+        assert_eq!(y[24..30], x[24..30], "values beyond the heads stay");
+        assert_ne!(y[..24], x[..24]);
+        rotary.rotate(&pool, &mut y, 30, 3, &[7, 49], Rotation::Backward);
+        close(&y, &x, 1e-6);
+    }
+
+    #[test]
+    fn adamw_follows_the_formula() {
+        let pool = Pool::new(1);
+        let (mut p, mut m, mut v) = (vec![1.0], vec![0.0], vec![0.0]);
+        let step = AdamW {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.5,
+            step: 1,
+            gradient_scale: 0.5,
+        };
+        adamw(&pool, &mut p, &[4.0], &mut m, &mut v, step);
+        // The first step moves by the learning rate, after the decay of lr · wd = 5 %.
+        close(&p, &[0.95 - 0.1], 1e-6);
+        close(&m, &[0.2], 1e-6);
+        close(&v, &[0.04], 1e-6);
+    }
+}

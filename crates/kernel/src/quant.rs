@@ -1,0 +1,236 @@
+//! The stored number formats of GGUF and safetensors files.
+//!
+//! The formats above `Bf16` are GGML's: a row is a sequence of blocks, each with its own scale.
+//! This is the plain version of their arithmetic, equal bit for bit to GGML's reference.
+//!
+//! Source: ggml `ggml-quants.c` (`dequantize_row_*`, `quantize_row_*_ref`) and `gguf/quants.py`.
+
+mod blocks;
+
+/// How the numbers of a matrix are stored.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    F32,
+    F16,
+    Bf16,
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    #[error("{format} stores {block} values at a time, which {values} values are no multiple of")]
+    PartialBlock { format: Format, block: usize, values: usize },
+    #[error("{values} values in {format} take {expected} bytes, but there are {found}")]
+    Length { format: Format, values: usize, expected: usize, found: usize },
+    #[error("a matrix of {rows} × {cols} is larger than this machine can address")]
+    TooLarge { rows: usize, cols: usize },
+    #[error("{format} can be read but not written; write f32, f16, bf16, q8_0 or q4_0")]
+    NotWritable { format: Format },
+    #[error("{value} does not fit {format}; write bf16 or f32")]
+    Overflow { format: Format, value: f32 },
+}
+
+impl Format {
+    pub const ALL: [Format; 11] = [
+        Format::F32,
+        Format::F16,
+        Format::Bf16,
+        Format::Q8_0,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q4_K,
+        Format::Q5_K,
+        Format::Q6_K,
+    ];
+
+    /// The usual name, in lower case: `f32`, `q4_k`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::F32 => "f32",
+            Format::F16 => "f16",
+            Format::Bf16 => "bf16",
+            Format::Q8_0 => "q8_0",
+            Format::Q4_0 => "q4_0",
+            Format::Q4_1 => "q4_1",
+            Format::Q5_0 => "q5_0",
+            Format::Q5_1 => "q5_1",
+            Format::Q4_K => "q4_k",
+            Format::Q5_K => "q5_k",
+            Format::Q6_K => "q6_k",
+        }
+    }
+
+    /// Values in one block; 1 for the plain formats.
+    pub const fn block_len(self) -> usize {
+        match self {
+            Format::F32 | Format::F16 | Format::Bf16 => 1,
+            Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => 32,
+            Format::Q4_K | Format::Q5_K | Format::Q6_K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Format::F32 => 4,
+            Format::F16 | Format::Bf16 => 2,
+            Format::Q8_0 => 34,
+            Format::Q4_0 => 18,
+            Format::Q4_1 => 20,
+            Format::Q5_0 => 22,
+            Format::Q5_1 => 24,
+            Format::Q4_K => 144,
+            Format::Q5_K => 176,
+            Format::Q6_K => 210,
+        }
+    }
+
+    /// Bytes of a row of `cols` values.
+    ///
+    /// # Errors
+    /// When `cols` is no multiple of the block, or the bytes cannot be counted in a `usize`.
+    pub fn row_bytes(self, cols: usize) -> Result<usize, Error> {
+        let block = self.block_len();
+        if !cols.is_multiple_of(block) {
+            return Err(Error::PartialBlock { format: self, block, values: cols });
+        }
+        (cols / block).checked_mul(self.block_bytes()).ok_or(Error::TooLarge { rows: 1, cols })
+    }
+
+    /// Bytes of a matrix `[rows, cols]`.
+    ///
+    /// # Errors
+    /// As [`Format::row_bytes`].
+    pub fn matrix_bytes(self, rows: usize, cols: usize) -> Result<usize, Error> {
+        self.row_bytes(cols)?.checked_mul(rows).ok_or(Error::TooLarge { rows, cols })
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Expands stored values to f32, exactly as GGML's reference does.
+///
+/// # Errors
+/// When `bytes` is not what `out.len()` values take in this format.
+pub fn dequantise(format: Format, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
+    let expected = format.row_bytes(out.len())?;
+    if bytes.len() != expected {
+        let (values, found) = (out.len(), bytes.len());
+        return Err(Error::Length { format, values, expected, found });
+    }
+    blocks::dequantise(format, bytes, out);
+    Ok(())
+}
+
+/// Appends `values`, stored in `format`, to `out`. Nothing is appended on an error.
+///
+/// # Errors
+/// When the format is read-only ([`Error::NotWritable`]), the values do not fill whole blocks, or
+/// one is too large or not a number; plain f32 and bf16 take every value.
+pub fn quantise(format: Format, values: &[f32], out: &mut Vec<u8>) -> Result<(), Error> {
+    let bytes = format.row_bytes(values.len())?;
+    let before = out.len();
+    out.reserve(bytes);
+    let done = blocks::quantise(format, values, out);
+    if done.is_err() {
+        out.truncate(before);
+    }
+    done
+}
+
+/// A matrix as it is stored: row-major `[rows, cols]` in `format`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    pub rows: usize,
+    pub cols: usize,
+    pub format: Format,
+    pub bytes: Vec<u8>,
+}
+
+impl Matrix {
+    /// # Errors
+    /// When `bytes` is not what the shape takes in this format.
+    pub fn new(rows: usize, cols: usize, format: Format, bytes: Vec<u8>) -> Result<Self, Error> {
+        let expected = format.matrix_bytes(rows, cols)?;
+        if bytes.len() != expected {
+            let (values, found) = (rows * cols, bytes.len());
+            return Err(Error::Length { format, values, expected, found });
+        }
+        Ok(Matrix { rows, cols, format, bytes })
+    }
+
+    /// A matrix in f32.
+    ///
+    /// # Panics
+    /// When there are not `rows * cols` values.
+    pub fn from_f32(rows: usize, cols: usize, values: Vec<f32>) -> Self {
+        assert_eq!(values.len(), rows * cols, "values of a matrix [{rows}, {cols}]");
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Matrix { rows, cols, format: Format::F32, bytes }
+    }
+
+    /// All values, `[rows, cols]`.
+    ///
+    /// # Panics
+    /// When the public fields contradict each other; [`Matrix::new`] rules that out.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        dequantise(self.format, &self.bytes, &mut out).expect("bytes agree with the shape");
+        out
+    }
+
+    /// The same values stored otherwise. No copy of the whole in f32 is made.
+    ///
+    /// # Errors
+    /// As [`quantise`].
+    pub fn to_format(&self, format: Format) -> Result<Matrix, Error> {
+        if format == self.format {
+            return Ok(self.clone());
+        }
+        let mut bytes = Vec::with_capacity(format.matrix_bytes(self.rows, self.cols)?);
+        let mut row = vec![0.0; self.cols];
+        for index in 0..self.rows {
+            dequantise(self.format, self.row(index), &mut row)?;
+            quantise(format, &row, &mut bytes)?;
+        }
+        Matrix::new(self.rows, self.cols, format, bytes)
+    }
+
+    /// The stored bytes of one row.
+    pub fn row(&self, index: usize) -> &[u8] {
+        let width = self.bytes.len() / self.rows;
+        &self.bytes[index * width..(index + 1) * width]
+    }
+
+    /// A matrix of the named rows, in the order named.
+    ///
+    /// # Panics
+    /// When a row is not there.
+    pub fn select_rows(&self, rows: impl IntoIterator<Item = usize>) -> Matrix {
+        let mut bytes = Vec::new();
+        let mut count = 0;
+        for row in rows {
+            assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
+            bytes.extend_from_slice(self.row(row));
+            count += 1;
+        }
+        Matrix { rows: count, cols: self.cols, format: self.format, bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests;
