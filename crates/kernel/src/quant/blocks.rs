@@ -91,10 +91,7 @@ fn scale_and_minimum(packed: &[u8], i: usize) -> (f32, f32) {
     let (scale, minimum) = if i < 4 {
         (packed[i] & 63, packed[i + 4] & 63)
     } else {
-        (
-            packed[i + 4] & 15 | packed[i - 4] >> 6 << 4,
-            packed[i + 4] >> 4 | packed[i] >> 6 << 4,
-        )
+        (packed[i + 4] & 15 | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4)
     };
     (f32::from(scale), f32::from(minimum))
 }
@@ -174,9 +171,12 @@ fn to_half(format: Format, number: f32, value: f32) -> Result<[u8; 2], Error> {
 
 /// The value furthest from zero, the first of equals; a NaN wins.
 fn extreme(block: &[f32]) -> f32 {
-    block.iter().fold(0.0f32, |found, &v| {
-        if v.is_nan() || v.abs() > found.abs() { v } else { found }
-    })
+    block.iter().fold(
+        0.0f32,
+        |found, &v| {
+            if v.is_nan() || v.abs() > found.abs() { v } else { found }
+        },
+    )
 }
 
 fn reciprocal(scale: f32) -> f32 {

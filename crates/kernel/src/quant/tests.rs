@@ -68,10 +68,7 @@ fn errors_say_what_does_not_fit() {
     let nan = message(quantise(Format::Q4_0, &values, &mut out).unwrap_err());
     assert_eq!(nan, "NaN does not fit q4_0; write bf16 or f32");
     let readonly = message(quantise(Format::Q6_K, &[0.0; 256], &mut out).unwrap_err());
-    assert_eq!(
-        readonly,
-        "q6_k can be read but not written; write f32, f16, bf16, q8_0 or q4_0"
-    );
+    assert_eq!(readonly, "q6_k can be read but not written; write f32, f16, bf16, q8_0 or q4_0");
     assert_eq!(out, [7], "an error appends nothing");
 
     let short = message(dequantise(Format::Q4_K, &[0; 143], &mut [0.0; 256]).unwrap_err());

@@ -1,0 +1,152 @@
+//! The one decoder of all families, for training, scoring and generation.
+
+mod cache;
+mod layer;
+mod load;
+mod mixture;
+mod sets;
+mod training;
+
+use kernel::attention::Heads;
+use kernel::ops::{self, Rotary};
+use kernel::{Matrix, Pool, Precision};
+
+use crate::{Config, ExpertsConfig};
+use layer::{Layer, Linear, Pass};
+use mixture::Mixture;
+
+pub use cache::{Input, KvCache};
+pub use layer::Purpose;
+pub use mixture::{ExpertLayer, ExpertWeights};
+pub use sets::ExpertSet;
+pub use load::read_experts;
+pub use training::{Batch, Tape};
+
+/// The transformer: token ids in, logits out.
+pub struct Decoder {
+    config: Config,
+    precision: Precision,
+    purpose: Purpose,
+    rotary: Rotary,
+    /// `[vocab, hidden]`, as stored.
+    embedding: Matrix,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    head: Linear,
+    /// Experts attached, in the order of [`ExpertSet`].
+    experts: usize,
+}
+
+/// What [`Decoder::forward`] gives for the new tokens of all inputs, in their order.
+pub struct Hidden {
+    /// `[tokens, hidden]`, after the final norm.
+    pub rows: Vec<f32>,
+    /// `[tokens, experts]`: each expert's gate, mean over the layers.
+    pub gates: Vec<f32>,
+}
+
+impl Decoder {
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// How many department experts are attached.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Memory of the weights, in bytes.
+    pub fn bytes(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
+        layers + self.head.bytes() + self.embedding.bytes.len()
+    }
+
+    /// Puts these experts, with their names, beside the feed-forward, in place of those that are
+    /// there.
+    ///
+    /// # Panics
+    /// If their number of layers or hidden size is not the decoder's.
+    pub fn attach(&mut self, pool: &Pool, experts: &[(&str, &ExpertWeights)]) {
+        assert!(experts.len() <= ExpertSet::LIMIT, "{} experts", experts.len());
+        let hidden = self.config.hidden;
+        for (_, expert) in experts {
+            assert_eq!((expert.layers.len(), expert.hidden), (self.layers.len(), hidden));
+        }
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let parts: Vec<_> = experts.iter().map(|(_, e)| (e.width, &e.layers[index])).collect();
+            layer.mixture = parts
+                .iter()
+                .any(|(_, layer)| !layer.is_empty())
+                .then(|| Mixture::new(pool, self.precision, self.purpose, hidden, &parts));
+        }
+        self.config.experts = (!experts.is_empty()).then(|| ExpertsConfig {
+            width: experts.iter().map(|(_, e)| e.width).max().unwrap_or(0),
+            names: experts.iter().map(|(name, _)| name.to_string()).collect(),
+        });
+        self.experts = experts.len();
+    }
+
+    /// Runs the new tokens of several sequences in one batch and extends their caches. What a
+    /// sequence gets does not depend on the others.
+    ///
+    /// # Panics
+    /// If an input has no tokens, a token lies beyond the vocabulary, or a cache would outgrow the
+    /// model's context: callers check these where the request comes in.
+    pub fn forward(&self, pool: &Pool, inputs: &mut [Input]) -> Hidden {
+        let mut positions = Vec::new();
+        let (mut tokens, mut sets) = (Vec::new(), Vec::new());
+        for input in inputs.iter() {
+            let (from, to) = (input.cache.len, input.cache.len + input.tokens.len());
+            assert!(from < to && to <= self.config.context, "positions {from}..{to}");
+            positions.extend(from as u32..to as u32);
+            tokens.extend_from_slice(input.tokens);
+            sets.extend(input.tokens.iter().map(|_| input.experts));
+        }
+        let pass = self.pass(pool, positions);
+        let mut x = self.embed(&tokens);
+        let mut gates = vec![0.0; tokens.len() * self.experts];
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.forward(&pass, &mut x, inputs, index, &sets, &mut gates);
+        }
+        for input in inputs.iter_mut() {
+            input.cache.len += input.tokens.len();
+        }
+        gates.iter_mut().for_each(|gate| *gate /= self.layers.len() as f32);
+        Hidden { rows: self.final_norm(pool, &x), gates }
+    }
+
+    /// The logits of hidden rows.
+    ///
+    /// **Shapes**: rows `[rows, hidden]`; the result `[rows, vocab]`.
+    pub fn logits(&self, pool: &Pool, rows: &[f32]) -> Vec<f32> {
+        self.head.apply(pool, rows)
+    }
+
+    fn pass<'a>(&'a self, pool: &'a Pool, positions: Vec<u32>) -> Pass<'a> {
+        let heads = Heads {
+            heads: self.config.heads,
+            kv_heads: self.config.kv_heads,
+            head_dim: self.config.head_dim,
+        };
+        Pass { pool, heads, eps: self.config.norm_eps, rotary: &self.rotary, positions }
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Vec<f32> {
+        let mut x = vec![0.0; tokens.len() * self.config.hidden];
+        for (row, &token) in x.chunks_exact_mut(self.config.hidden).zip(tokens) {
+            kernel::quant::dequantise(self.embedding.format, self.embedding.row(token as usize), row)
+                .expect("a row of the embedding has the hidden size");
+        }
+        x
+    }
+
+    fn final_norm(&self, pool: &Pool, x: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; x.len()];
+        ops::rms_norm(pool, &mut out, x, &self.norm, self.config.norm_eps);
+        out
+    }
+}

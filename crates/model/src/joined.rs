@@ -1,0 +1,169 @@
+//! Experts on disk: one file each, and the model that joins them to a base.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, ExpertLayer, ExpertWeights};
+
+/// The file that makes a folder a joined model.
+pub const JOINED_FILE: &str = "joined.json";
+
+/// A base and the experts beside it. The folder holds the experts' files; the base is named by its
+/// path, so that joining and forgetting copy no base weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Joined {
+    /// The base's folder, relative to the joined model's.
+    pub base: PathBuf,
+    /// In the order of [`crate::ExpertSet`].
+    pub experts: Vec<JoinedExpert>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinedExpert {
+    pub name: String,
+    /// Relative to the joined model's folder.
+    pub file: PathBuf,
+}
+
+impl Joined {
+    /// The description in `folder`, if it is a joined model's.
+    ///
+    /// # Errors
+    /// [`Error::Json`] or [`Error::Io`] if there is one that cannot be read.
+    pub fn read(folder: &Path) -> Result<Option<Self>, Error> {
+        let path = folder.join(JOINED_FILE);
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                serde_json::from_str(&text).map(Some).map_err(|source| Error::Json { path, source })
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            // A path to a single file has no folder below it.
+            Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Ok(None),
+            Err(source) => Err(Error::Io { action: "read", path, source }),
+        }
+    }
+
+    /// Writes the description into `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, folder: &Path) -> Result<(), Error> {
+        let path = folder.join(JOINED_FILE);
+        let text = serde_json::to_string_pretty(self).expect("plain data");
+        fs::write(&path, text + "\n").map_err(|source| Error::Io { action: "write", path, source })
+    }
+
+    /// The experts' weights with their names.
+    ///
+    /// # Errors
+    /// As [`ExpertWeights::read`].
+    pub fn read_experts(&self, folder: &Path) -> Result<Vec<(String, ExpertWeights)>, Error> {
+        let read = |e: &JoinedExpert| {
+            Ok((e.name.clone(), ExpertWeights::read(&folder.join(&e.file))?))
+        };
+        self.experts.iter().map(read).collect()
+    }
+}
+
+impl ExpertWeights {
+    /// Writes the weights as f32 safetensors; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] on a full disk, for instance.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let metadata = HashMap::from([
+            ("width".to_string(), self.width.to_string()),
+            ("hidden".to_string(), self.hidden.to_string()),
+            ("layers".to_string(), self.layers.len().to_string()),
+        ]);
+        let views = self.tensors().map(|(name, shape, values)| {
+            let bytes = bytemuck::cast_slice(values);
+            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes)
+                .expect("the bytes fit the shape");
+            (name, view)
+        });
+        let temporary = path.with_extension("tmp");
+        safetensors::serialize_to_file(views, Some(metadata), &temporary).map_err(|e| {
+            Error::Io { action: "write", path: temporary.clone(), source: std::io::Error::other(e) }
+        })?;
+        let synced = fs::File::open(&temporary).and_then(|file| file.sync_all());
+        synced
+            .and_then(|()| fs::rename(&temporary, path))
+            .map_err(|source| Error::Io { action: "write", path: path.into(), source })
+    }
+
+    /// Reads what [`ExpertWeights::write`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Malformed`], [`Error::Tensor`] or [`Error::Shape`] if it is no
+    /// expert's file.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let map = kernel::MappedFile::open(path)
+            .map_err(|source| Error::Io { action: "open", path: path.into(), source })?;
+        let malformed =
+            |problem: String| Error::Malformed { path: path.into(), at: 0, problem };
+        let (_, header) =
+            SafeTensors::read_metadata(&map).map_err(|e| malformed(e.to_string()))?;
+        let file = SafeTensors::deserialize(&map).map_err(|e| malformed(e.to_string()))?;
+        let number = |key: &str| {
+            let text = header.metadata().as_ref().and_then(|m| m.get(key));
+            text.and_then(|t| t.parse::<usize>().ok())
+                .filter(|&n| n > 0 && n <= 1 << 20)
+                .ok_or_else(|| malformed(format!("the metadata has no sensible {key:?}")))
+        };
+        let (width, hidden, layers) = (number("width")?, number("hidden")?, number("layers")?);
+        let tensor = |layer: usize, part: &str, shape: [usize; 2]| {
+            let name = format!("layers.{layer}.{part}");
+            let Ok(view) = file.tensor(&name) else {
+                return Err(Error::NoTensor { path: path.into(), name });
+            };
+            if view.shape() != shape || view.dtype() != Dtype::F32 {
+                let (found, expected) = (view.shape().to_vec(), shape.to_vec());
+                return Err(Error::Shape { path: path.into(), name, found, expected });
+            }
+            Ok(bytemuck::pod_collect_to_vec::<u8, f32>(view.data()))
+        };
+        let layer = |index: usize| {
+            if file.tensor(&format!("layers.{index}.router")).is_err() {
+                return Ok(ExpertLayer::default());
+            }
+            Ok(ExpertLayer {
+                router: tensor(index, "router", [1, hidden])?,
+                gate_up: tensor(index, "gate_up", [2 * width, hidden])?,
+                down: tensor(index, "down", [hidden, width])?,
+            })
+        };
+        let layers = (0..layers).map(layer).collect::<Result<_, Error>>()?;
+        Ok(ExpertWeights { width, hidden, layers })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expert_file_round_trips_and_a_broken_one_is_refused() {
+        let folder = std::env::temp_dir().join(format!("artel-expert-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("expert.safetensors");
+        let mut weights = ExpertWeights::zeros(3, 1..3, 4, 2);
+        for (index, values) in weights.tensors_mut().enumerate() {
+            values.iter_mut().enumerate().for_each(|(i, v)| *v = (index * 100 + i) as f32 * 0.1);
+        }
+        weights.write(&path).unwrap();
+        assert_eq!(ExpertWeights::read(&path).unwrap(), weights);
+        let bytes = fs::read(&path).unwrap();
+        for len in [0, 7, 20, bytes.len() - 1] {
+            fs::write(&path, &bytes[..len]).unwrap();
+            assert!(ExpertWeights::read(&path).is_err(), "cut to {len} bytes");
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
+}

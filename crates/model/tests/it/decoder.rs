@@ -1,0 +1,276 @@
+//! The decoder against transformers' values; see `../reference/` for the scripts.
+
+use std::path::PathBuf;
+
+use kernel::{Pool, Precision, loss};
+use model::{
+    Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Input, KvCache, Model, Purpose,
+};
+use safetensors::SafeTensors;
+
+fn fixture(name: &str) -> PathBuf {
+    crate::fixtures().join(name)
+}
+
+fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
+    let data = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec();
+    data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn tokens(file: &SafeTensors) -> Vec<u32> {
+    let tensor = file.tensor("tokens").unwrap();
+    let width = tensor.data().len() / tensor.shape().iter().product::<usize>();
+    tensor.data().chunks(width).map(|b| u32::from_le_bytes(b[..4].try_into().unwrap())).collect()
+}
+
+/// Log-probabilities `[tokens, vocab]` of every next token.
+fn log_probs(decoder: &Decoder, pool: &Pool, tokens: &[u32], experts: ExpertSet) -> Vec<f32> {
+    let mut cache = KvCache::new(decoder.config());
+    let input = Input { tokens, cache: &mut cache, experts };
+    let mut logits = decoder.logits(pool, &decoder.forward(pool, &mut [input]).rows);
+    for row in logits.chunks_exact_mut(decoder.config().vocab) {
+        let sum = loss::log_sum_exp(row);
+        row.iter_mut().for_each(|logit| *logit -= sum);
+    }
+    logits
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn load(folder: &str, purpose: Purpose) -> Model {
+    Model::load_for(purpose, &fixture(folder), Precision::F32).unwrap()
+}
+
+fn check_log_probs(folder: &str) {
+    let model = load(folder, Purpose::Inference);
+    let bytes = std::fs::read(fixture(folder).join("expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (tokens, expected) = (tokens(&file), floats(&file, "log_probs"));
+    let all = ExpertSet::all(model.decoder.experts());
+    let found = log_probs(&model.decoder, &Pool::new(2), &tokens, all);
+    // The requirement is 1e-3; f32 sums in another order differ by some 1e-6.
+    let difference = largest_difference(&found, &expected);
+    assert!(difference < 1e-4, "{folder}: log-probabilities differ by {difference}");
+}
+
+#[test]
+fn llama_agrees_with_transformers() {
+    check_log_probs("llama");
+    check_log_probs("llama_untied");
+}
+
+#[test]
+fn granitemoeshared_agrees_with_transformers() {
+    check_log_probs("granitemoeshared");
+}
+
+/// Needs SmolLM2-135M-Instruct as GGUF (`artel pull smollm2-135m-instruct`), its path in
+/// `ARTEL_SMOLLM2`.
+#[test]
+#[ignore = "needs a downloaded model: set ARTEL_SMOLLM2 to its GGUF file"]
+fn smollm2_agrees_with_transformers() {
+    let model = Model::load(&crate::smollm2(), Precision::F32).unwrap();
+    let text = std::fs::read_to_string(fixture("smollm2.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let list = |key: &str| expected[key].as_array().unwrap_or_else(|| panic!("{key}")).clone();
+    let tokens: Vec<u32> = list("tokens").iter().map(|t| t.as_u64().unwrap() as u32).collect();
+    let found = log_probs(&model.decoder, &Pool::machine(), &tokens, ExpertSet::NONE);
+    let vocab = model.config().vocab;
+    let mut largest = 0f64;
+    for (at, value) in list("next_log_probs").iter().enumerate() {
+        let next = f64::from(found[at * vocab + tokens[at + 1] as usize]);
+        largest = largest.max((next - value.as_f64().unwrap()).abs());
+    }
+    println!("largest difference over {} tokens: {largest:e}", tokens.len() - 1);
+    assert!(largest < 1e-3, "log-probabilities differ by {largest}");
+}
+
+#[test]
+fn chunks_and_single_tokens_through_the_cache_agree_with_one_pass() {
+    let model = load("granitemoeshared", Purpose::Inference);
+    let (decoder, pool) = (&model.decoder, Pool::new(2));
+    let tokens: Vec<u32> = (0..60).map(|i| i * 7 % 250).collect();
+    let all = ExpertSet::all(decoder.experts());
+    let whole = log_probs(decoder, &pool, &tokens, all);
+    let mut cache = KvCache::new(decoder.config());
+    let mut rows = Vec::new();
+    for part in [&tokens[..20], &tokens[20..21], &tokens[21..23], &tokens[23..]] {
+        let input = Input { tokens: part, cache: &mut cache, experts: all };
+        rows.extend(decoder.forward(&pool, &mut [input]).rows);
+    }
+    let mut logits = decoder.logits(&pool, &rows);
+    for row in logits.chunks_exact_mut(decoder.config().vocab) {
+        let sum = loss::log_sum_exp(row);
+        row.iter_mut().for_each(|logit| *logit -= sum);
+    }
+    assert!(largest_difference(&whole, &logits) < 1e-4);
+}
+
+#[test]
+fn without_experts_the_joined_model_is_the_base_bit_for_bit() {
+    let model = load("granitemoeshared", Purpose::Inference);
+    let mut base = load("granitemoeshared", Purpose::Inference).decoder;
+    let pool = Pool::new(2);
+    base.attach(&pool, &[]);
+    assert_eq!(base.experts(), 0);
+    let tokens: Vec<u32> = (0..40).map(|i| i * 5 % 250).collect();
+    let reference = log_probs(&base, &pool, &tokens, ExpertSet::NONE);
+    assert_eq!(reference, log_probs(&model.decoder, &pool, &tokens, ExpertSet::NONE));
+    assert_ne!(reference, log_probs(&model.decoder, &pool, &tokens, ExpertSet::single(0)));
+}
+
+#[test]
+fn a_request_gets_the_same_bits_whatever_its_batch_mates_may_use() {
+    let model = load("granitemoeshared", Purpose::Inference);
+    let (decoder, pool) = (&model.decoder, Pool::new(2));
+    let tokens: Vec<u32> = (0..20).map(|i| i * 3 % 250).collect();
+    let sets = [ExpertSet::NONE, ExpertSet::single(1), ExpertSet::all(2)];
+    let alone: Vec<Vec<f32>> = sets
+        .iter()
+        .map(|&experts| {
+            let mut cache = KvCache::new(decoder.config());
+            let input = Input { tokens: &tokens, cache: &mut cache, experts };
+            decoder.forward(&pool, &mut [input]).rows
+        })
+        .collect();
+    let mut caches: Vec<KvCache> = sets.iter().map(|_| KvCache::new(decoder.config())).collect();
+    let mut inputs: Vec<Input> = caches
+        .iter_mut()
+        .zip(sets)
+        .map(|(cache, experts)| Input { tokens: &tokens, cache, experts })
+        .collect();
+    let together = decoder.forward(&pool, &mut inputs).rows;
+    assert_eq!(alone.concat(), together);
+}
+
+/// The expert of `../reference/experts.py` with its loss and gradients.
+struct Trained {
+    tokens: Vec<u32>,
+    weights: ExpertWeights,
+    gradients: ExpertWeights,
+    loss: f32,
+}
+
+fn trained(config: &model::Config) -> Trained {
+    let bytes = std::fs::read(fixture("experts.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let width = floats(&file, "layers.0.gate").len() / config.hidden;
+    let read = |prefix: &str| {
+        let layer = |index: usize| {
+            let part = |part: &str| floats(&file, &format!("{prefix}layers.{index}.{part}"));
+            let gate_up = [part("gate"), part("up")].concat();
+            ExpertLayer { router: part("router"), gate_up, down: part("down") }
+        };
+        let layers = (0..config.layers).map(layer).collect();
+        ExpertWeights { width, hidden: config.hidden, layers }
+    };
+    Trained {
+        tokens: tokens(&file),
+        weights: read(""),
+        gradients: read("grad."),
+        loss: floats(&file, "loss")[0],
+    }
+}
+
+/// Mean cross-entropy over the sequence, and the expert's gradients.
+fn loss_and_gradients(
+    decoder: &mut Decoder,
+    weights: &ExpertWeights,
+    tokens: &[u32],
+) -> (f32, ExpertWeights) {
+    let pool = Pool::new(2);
+    decoder.attach(&pool, &[("a", weights)]);
+    let batch = Batch { tokens: tokens.to_vec(), sequences: vec![0..tokens.len()] };
+    let stem = decoder.train_stem(&pool, &batch);
+    let tape = decoder.train_forward(&pool, &batch, stem);
+    let (count, hidden) = (tokens.len() - 1, decoder.config().hidden);
+    let mut logits = decoder.logits(&pool, &tape.hidden[..count * hidden]);
+    let each = vec![1.0 / count as f32; count];
+    let mut losses = vec![0.0; count];
+    loss::cross_entropy(&pool, &mut logits, &tokens[1..], Some(&each), &mut losses);
+    let mut d_hidden = decoder.logits_backward(&pool, &logits);
+    d_hidden.resize(tokens.len() * hidden, 0.0);
+    let mut gradients = weights.clone();
+    gradients.tensors_mut().for_each(|values| values.fill(0.0));
+    let pull = vec![0.0; tokens.len()];
+    decoder.train_backward(&pool, &batch, tape, &d_hidden, &pull, &mut gradients);
+    (losses.iter().sum::<f32>() / count as f32, gradients)
+}
+
+#[test]
+fn expert_gradients_agree_with_pytorch() {
+    let mut decoder = load("llama", Purpose::Training).decoder;
+    let expected = trained(decoder.config());
+    let (loss, gradients) = loss_and_gradients(&mut decoder, &expected.weights, &expected.tokens);
+    assert!((loss - expected.loss).abs() < 1e-4, "loss {loss}, not {}", expected.loss);
+    for ((name, _, found), (_, _, wanted)) in
+        gradients.tensors().zip(expected.gradients.tensors())
+    {
+        let norm = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let difference: Vec<f32> = found.iter().zip(wanted).map(|(f, w)| f - w).collect();
+        let relative = norm(&difference) / norm(wanted);
+        assert!(relative < 1e-3, "{name}: off by {relative} of its norm");
+    }
+}
+
+#[test]
+fn expert_gradients_agree_with_finite_differences() {
+    let mut decoder = load("llama", Purpose::Training).decoder;
+    let Trained { tokens, weights, .. } = trained(decoder.config());
+    // The expert has a part in the upper layers only: backward stops above the lowest.
+    let mut weights = weights;
+    weights.layers[0] = ExpertLayer::default();
+    let (_, gradients) = loss_and_gradients(&mut decoder, &weights, &tokens);
+    let step = 3e-2;
+    let count = weights.tensors().count();
+    assert_eq!(count, 3 * (decoder.config().layers - 1));
+    for tensor in 0..count {
+        let gradient = gradients.tensors().nth(tensor).unwrap().2.clone();
+        // The coordinate with the largest gradient stands out of the f32 noise best.
+        let at = (0..gradient.len())
+            .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()))
+            .unwrap();
+        let mut at_offset = |offset: f32| {
+            let mut moved = weights.clone();
+            moved.tensors_mut().nth(tensor).unwrap()[at] += offset;
+            loss_and_gradients(&mut decoder, &moved, &tokens).0
+        };
+        let numeric = (at_offset(step) - at_offset(-step)) / (2.0 * step);
+        let relative = (numeric - gradient[at]).abs() / gradient[at].abs();
+        assert!(relative < 2e-2, "tensor {tensor}: {} against {numeric}", gradient[at]);
+    }
+}
+
+#[test]
+fn the_gate_is_pulled_towards_null_or_the_expert() {
+    let mut decoder = load("llama", Purpose::Training).decoder;
+    let Trained { tokens, weights, .. } = trained(decoder.config());
+    let pool = Pool::new(1);
+    decoder.attach(&pool, &[("a", &weights)]);
+    let batch = Batch { tokens: tokens.clone(), sequences: vec![0..tokens.len()] };
+    let mean_gate = |weights: &ExpertWeights| {
+        let mut moved = load("llama", Purpose::Training).decoder;
+        moved.attach(&pool, &[("a", weights)]);
+        let mut cache = KvCache::new(moved.config());
+        let input = Input { tokens: &tokens, cache: &mut cache, experts: ExpertSet::single(0) };
+        let gates = moved.forward(&pool, &mut [input]).gates;
+        gates.iter().sum::<f32>() / gates.len() as f32
+    };
+    let before = mean_gate(&weights);
+    for (pull, grows) in [(1.0, false), (-1.0, true)] {
+        let tape = decoder.train_forward(&pool, &batch, decoder.train_stem(&pool, &batch));
+        let mut gradients = weights.clone();
+        gradients.tensors_mut().for_each(|values| values.fill(0.0));
+        let d_hidden = vec![0.0; tape.hidden.len()];
+        let pull = vec![pull / tokens.len() as f32; tokens.len()];
+        decoder.train_backward(&pool, &batch, tape, &d_hidden, &pull, &mut gradients);
+        let mut moved = weights.clone();
+        for (value, gradient) in moved.tensors_mut().zip(gradients.tensors()) {
+            value.iter_mut().zip(gradient.2).for_each(|(v, g)| *v -= 0.5 * g);
+        }
+        assert_eq!(mean_gate(&moved) > before, grows, "pull {}", pull[0]);
+    }
+}

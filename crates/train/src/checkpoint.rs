@@ -1,0 +1,98 @@
+//! The state of a training run: the expert's weights and AdamW's two means.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use model::ExpertWeights;
+
+use crate::Error;
+
+pub(crate) struct State {
+    /// Steps done.
+    pub(crate) step: usize,
+    pub(crate) weights: ExpertWeights,
+    /// Running mean of the gradient.
+    pub(crate) mean: ExpertWeights,
+    /// Running mean of its square.
+    pub(crate) square: ExpertWeights,
+}
+
+const PREFIX: &str = "checkpoint-";
+
+impl State {
+    /// Writes `folder/checkpoint-STEP`, whole or not at all, and removes older ones.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Model`], on a full disk for instance; older checkpoints stay.
+    pub(crate) fn save(&self, folder: &Path) -> Result<(), Error> {
+        let temporary = folder.join("checkpoint.tmp");
+        remove(&temporary)?;
+        fs::create_dir_all(&temporary).map_err(|e| io("create", &temporary, e))?;
+        for (name, part) in self.parts() {
+            part.write(&temporary.join(name))?;
+        }
+        let target = folder.join(format!("{PREFIX}{}", self.step));
+        remove(&target)?;
+        fs::rename(&temporary, &target).map_err(|e| io("move", &target, e))?;
+        for (step, path) in find(folder) {
+            if step != self.step {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest checkpoint in `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if it cannot be read.
+    pub(crate) fn resume(folder: &Path) -> Result<Option<Self>, Error> {
+        let Some((step, path)) = find(folder).into_iter().max() else { return Ok(None) };
+        let read = |name: &str| ExpertWeights::read(&path.join(name));
+        Ok(Some(State {
+            step,
+            weights: read("weights.safetensors")?,
+            mean: read("mean.safetensors")?,
+            square: read("square.safetensors")?,
+        }))
+    }
+
+    /// Removes all checkpoints from `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn discard(folder: &Path) -> Result<(), Error> {
+        remove(&folder.join("checkpoint.tmp"))?;
+        find(folder).iter().try_for_each(|(_, path)| remove(path))
+    }
+
+    fn parts(&self) -> [(&'static str, &ExpertWeights); 3] {
+        [
+            ("weights.safetensors", &self.weights),
+            ("mean.safetensors", &self.mean),
+            ("square.safetensors", &self.square),
+        ]
+    }
+}
+
+fn find(folder: &Path) -> Vec<(usize, PathBuf)> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            Some((name.to_str()?.strip_prefix(PREFIX)?.parse().ok()?, entry.path()))
+        })
+        .collect()
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+fn io(action: &'static str, path: &Path, source: std::io::Error) -> Error {
+    Error::Io { action, path: path.into(), source }
+}

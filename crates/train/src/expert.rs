@@ -1,0 +1,197 @@
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kernel::Pool;
+use kernel::ops::{self, AdamW};
+use model::{Decoder, ExpertWeights};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use store::lines::Appender;
+
+use crate::checkpoint::State;
+use crate::schedule::{self, Plan};
+use crate::step::{self, Losses, Material};
+use crate::{Error, Options, Sample};
+
+/// The finished expert in its artifact's folder.
+pub const EXPERT_FILE: &str = "expert.safetensors";
+/// One line for each step, beside it.
+const METRICS_FILE: &str = "metrics.jsonl";
+
+/// One step's figures; a line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// From 1.
+    pub step: usize,
+    pub steps: usize,
+    /// Cross-entropy on the material, nats per weighted token.
+    pub loss: f32,
+    /// KL(base ‖ model) on the base's own text, nats per token.
+    pub kl: f32,
+    pub gradient_norm: f32,
+    pub learning_rate: f32,
+    /// Tokens of the step, the base's own text included.
+    pub tokens: usize,
+    pub seconds: f32,
+}
+
+/// What a finished run reports.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summary {
+    pub steps: usize,
+    /// Tokens of one pass over the material.
+    pub tokens: usize,
+    pub parameters: usize,
+    /// Mean loss over the last tenth of the steps, nats.
+    pub loss: f32,
+    pub kl: f32,
+}
+
+/// Trains one expert and leaves it as [`EXPERT_FILE`] in `folder`. Checkpoints in `folder` from an
+/// interrupted run with the same arguments are gone on from, to the same bits.
+///
+/// `decoder` must be loaded for training and have no expert; `negatives` are texts that the base
+/// wrote itself, as tokens.
+///
+/// # Errors
+/// [`Error::Option`], [`Error::NoLabels`] before the start; [`Error::NotFinite`] if training
+/// diverges; what writing to `folder` gives.
+pub fn train_expert(
+    folder: &Path,
+    name: &str,
+    pool: &Pool,
+    decoder: &mut Decoder,
+    samples: &[Sample],
+    negatives: &[Vec<u32>],
+    options: &Options,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Summary, Error> {
+    options.check()?;
+    let plan = Plan::new(samples, negatives, options);
+    let mut material = Material::new(pool, decoder, samples, negatives);
+    let mut run = Run { folder, name, pool, options, plan, state: begin(folder, decoder, options)? };
+    let (mut metrics, mut lines) = Appender::resume::<Progress>(&folder.join(METRICS_FILE))?;
+    if lines.len() > run.state.step {
+        // Steps after the last checkpoint are done again.
+        lines.truncate(run.state.step);
+        let path = folder.join(METRICS_FILE);
+        std::fs::remove_file(&path)
+            .map_err(|source| Error::Io { action: "remove", path: path.clone(), source })?;
+        metrics = Appender::resume::<Progress>(&path)?.0;
+        metrics.append(&lines)?;
+    }
+    let mut saved = Instant::now();
+    while run.state.step < run.plan.steps.len() {
+        let line = run.step(decoder, &mut material)?;
+        metrics.append(std::slice::from_ref(&line))?;
+        progress(&line);
+        lines.push(line);
+        if saved.elapsed() >= Duration::from_secs(options.checkpoint_seconds) {
+            metrics.sync()?;
+            run.state.save(folder)?;
+            saved = Instant::now();
+        }
+    }
+    run.state.weights.write(&folder.join(EXPERT_FILE))?;
+    State::discard(folder)?;
+    let last = &lines[lines.len() - (lines.len() / 10).max(1)..];
+    let mean = |value: fn(&Progress) -> f32| last.iter().map(value).sum::<f32>() / last.len() as f32;
+    Ok(Summary {
+        steps: lines.len(),
+        tokens: samples.iter().map(|s| s.tokens.len()).sum(),
+        parameters: run.state.weights.parameters(),
+        loss: mean(|l| l.loss),
+        kl: mean(|l| l.kl),
+    })
+}
+
+fn begin(folder: &Path, decoder: &Decoder, options: &Options) -> Result<State, Error> {
+    if let Some(state) = State::resume(folder)? {
+        return Ok(state);
+    }
+    let config = decoder.config();
+    let first = (options.first_layer * config.layers as f32) as usize;
+    let zeros =
+        || ExpertWeights::zeros(config.layers, first..config.layers, config.hidden, options.width);
+    let mut weights = zeros();
+    initialise(&mut weights, options.seed);
+    Ok(State { step: 0, weights, mean: zeros(), square: zeros() })
+}
+
+/// Gate and up rows are drawn from a uniform distribution with the deviation 0.02; down and router
+/// stay zero, so that training starts from the base exactly.
+fn initialise(weights: &mut ExpertWeights, seed: u64) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_add(2));
+    let limit = 0.02 * 3.0f32.sqrt();
+    for layer in &mut weights.layers {
+        for value in &mut layer.gate_up {
+            *value = rng.random_range(-limit..limit);
+        }
+    }
+}
+
+struct Run<'a> {
+    folder: &'a Path,
+    name: &'a str,
+    pool: &'a Pool,
+    options: &'a Options,
+    plan: Plan,
+    state: State,
+}
+
+impl Run<'_> {
+    fn step(&mut self, decoder: &mut Decoder, material: &mut Material) -> Result<Progress, Error> {
+        let started = Instant::now();
+        let step = self.plan.steps[self.state.step].clone();
+        decoder.attach(self.pool, &[(self.name, &self.state.weights)]);
+        let mut gradients = self.state.weights.clone();
+        gradients.tensors_mut().for_each(|values| values.fill(0.0));
+        let losses = step::run(self.pool, decoder, material, &step, self.options, &mut gradients);
+        let norm: f64 =
+            gradients.tensors().map(|(_, _, values)| ops::sum_of_squares(self.pool, values)).sum();
+        let norm = norm.sqrt() as f32;
+        let learning_rate = schedule::rate(self.options, self.state.step, self.plan.steps.len());
+        let Losses { material: loss, kl } = losses;
+        if !(loss.is_finite() && kl.is_finite() && norm.is_finite()) {
+            self.state.save(self.folder)?;
+            return Err(Error::NotFinite {
+                step: self.state.step + 1,
+                learning_rate: self.options.learning_rate,
+            });
+        }
+        self.update(&gradients, norm, learning_rate);
+        self.state.step += 1;
+        let tokens = step.samples.iter().map(|&i| material.samples[i].tokens.len()).sum::<usize>()
+            + step.negatives.iter().map(|&i| material.negatives[i].len()).sum::<usize>();
+        Ok(Progress {
+            step: self.state.step,
+            steps: self.plan.steps.len(),
+            loss,
+            kl,
+            gradient_norm: norm,
+            learning_rate,
+            tokens,
+            seconds: started.elapsed().as_secs_f32(),
+        })
+    }
+
+    fn update(&mut self, gradients: &ExpertWeights, norm: f32, learning_rate: f32) {
+        let adamw = AdamW {
+            learning_rate,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: self.options.weight_decay,
+            step: self.state.step as u32 + 1,
+            gradient_scale: (self.options.clip / norm.max(1e-12)).min(1.0),
+        };
+        let states = self.state.mean.tensors_mut().zip(self.state.square.tensors_mut());
+        let tensors = gradients.tensors().zip(self.state.weights.tensors_mut()).zip(states);
+        for (((name, _, gradient), weights), (mean, square)) in tensors {
+            let rate = if name.ends_with("router") { self.options.router_rate } else { 1.0 };
+            let step = AdamW { learning_rate: learning_rate * rate, ..adamw };
+            ops::adamw(self.pool, weights, gradient, mean, square, step);
+        }
+    }
+}

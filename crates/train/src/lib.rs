@@ -1,0 +1,38 @@
+//! Training of department experts beside a frozen base.
+//!
+//! [`Material`] (restated facts, questions with answers, documents) becomes [`Sample`]s; an
+//! expert learns them while text of the base's own holds its gates towards null elsewhere;
+//! [`join`](join::join) puts experts and base together.
+
+mod checkpoint;
+mod expert;
+pub mod join;
+mod options;
+mod sample;
+mod schedule;
+mod step;
+
+use std::path::PathBuf;
+
+pub use expert::{EXPERT_FILE, Progress, Summary, train_expert};
+pub use options::Options;
+pub use sample::{Material, Sample, samples};
+
+/// What can go wrong in training.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    #[error("{action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("option {name} is {value}; {expected}")]
+    Option { name: &'static str, value: String, expected: String },
+    #[error("nothing to learn from: {0}; add documents, or run `artel synth` again")]
+    NoLabels(String),
+    #[error("the loss is not a number at step {step}; the last checkpoint is kept. Lower learning_rate ({learning_rate})")]
+    NotFinite { step: usize, learning_rate: f32 },
+    #[error("expert {name}: {problem}")]
+    Expert { name: String, problem: String },
+}

@@ -1,0 +1,118 @@
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// How an expert is trained. The defaults come from the trials in `docs/measurements.md`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Inner size of the expert in each layer.
+    pub width: usize,
+    /// The first layer with a part of the expert, as a share of the decoder's depth: layers below
+    /// run forward once and never backward.
+    pub first_layer: f32,
+    pub learning_rate: f32,
+    /// The router row's rate, as a multiple of `learning_rate`.
+    pub router_rate: f32,
+    /// Times the whole material is gone through.
+    pub passes: usize,
+    /// Times an example stands in one pass, against a document's once.
+    pub example_repeats: usize,
+    /// Tokens of one step, the base's own text not counted.
+    pub batch_tokens: usize,
+    /// The longest sequence; longer documents are cut.
+    pub sequence_tokens: usize,
+    /// The weight of a question's tokens in the loss; an answer's have 1.
+    pub prompt_weight: f32,
+    /// Tokens of the base's own text in a step, as a share of `batch_tokens`.
+    pub negative_share: f32,
+    /// Weight of KL(base ‖ model) on the base's own text, beside the loss on the material.
+    pub kl_weight: f32,
+    /// Weight of the gate's cross-entropy towards null on the base's own text.
+    pub null_weight: f32,
+    /// Weight of the gate's cross-entropy towards the expert on the material.
+    pub own_weight: f32,
+    /// Share of the steps in which the rate rises from 0; it then falls along a cosine to 10 %.
+    pub warmup: f32,
+    pub weight_decay: f32,
+    /// The gradient's global norm is clipped to this.
+    pub clip: f32,
+    /// Seconds between checkpoints.
+    pub checkpoint_seconds: u64,
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            width: 512,
+            first_layer: 0.0,
+            learning_rate: 5e-4,
+            router_rate: 1.0,
+            passes: 3,
+            example_repeats: 1,
+            batch_tokens: 1024,
+            sequence_tokens: 512,
+            prompt_weight: 0.0,
+            negative_share: 0.2,
+            kl_weight: 1.0,
+            null_weight: 0.1,
+            own_weight: 0.0,
+            warmup: 0.05,
+            weight_decay: 0.0,
+            clip: 1.0,
+            checkpoint_seconds: 60,
+            seed: 1,
+        }
+    }
+}
+
+impl Options {
+    /// # Errors
+    /// [`Error::Option`] naming the first value that cannot work.
+    pub fn check(&self) -> Result<(), Error> {
+        let fail = |name, value: String, expected: &str| {
+            Err(Error::Option { name, value, expected: expected.into() })
+        };
+        if !(1..=1 << 16).contains(&self.width) {
+            return fail("width", self.width.to_string(), "use 1 to 65536, 512 for instance");
+        }
+        if !(0.0..1.0).contains(&self.first_layer) {
+            let expected = "use a share of the depth from 0 to below 1";
+            return fail("first_layer", self.first_layer.to_string(), expected);
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate < 1.0) {
+            let expected = "use a rate between 0 and 1, 5e-4 for instance";
+            return fail("learning_rate", self.learning_rate.to_string(), expected);
+        }
+        if self.passes == 0 {
+            return fail("passes", "0".into(), "use at least 1");
+        }
+        if self.example_repeats == 0 {
+            return fail("example_repeats", "0".into(), "use at least 1");
+        }
+        if self.sequence_tokens < 2 || self.batch_tokens < self.sequence_tokens {
+            let value = format!("{} with sequence_tokens {}", self.batch_tokens, self.sequence_tokens);
+            return fail("batch_tokens", value, "a step must hold a sequence of at least 2 tokens");
+        }
+        let shares = [
+            ("router_rate", self.router_rate),
+            ("prompt_weight", self.prompt_weight),
+            ("negative_share", self.negative_share),
+            ("kl_weight", self.kl_weight),
+            ("null_weight", self.null_weight),
+            ("own_weight", self.own_weight),
+            ("warmup", self.warmup),
+            ("weight_decay", self.weight_decay),
+        ];
+        for (name, value) in shares {
+            if !(0.0..=100.0).contains(&value) {
+                return fail(name, value.to_string(), "use a number from 0 to 100");
+            }
+        }
+        if self.clip <= 0.0 || !self.clip.is_finite() {
+            return fail("clip", self.clip.to_string(), "use a number above 0");
+        }
+        Ok(())
+    }
+}

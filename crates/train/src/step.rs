@@ -1,0 +1,199 @@
+use kernel::{Pool, loss, ops};
+use model::{Batch, Decoder, ExpertWeights};
+
+use crate::schedule::Step;
+use crate::{Options, Sample};
+
+/// Rows whose logits are held at a time: 256 × 49,152 f32 are 48 MiB.
+const LOGIT_ROWS: usize = 256;
+
+/// The material with what the frozen base makes of it, computed when first needed.
+pub(crate) struct Material<'a> {
+    pub(crate) samples: &'a [Sample],
+    pub(crate) negatives: &'a [Vec<u32>],
+    /// The base's final hidden rows on each negative, `[tokens, hidden]`.
+    pub(crate) base_hidden: Vec<Vec<f32>>,
+    /// Each sequence's rows below the expert's first layer: samples, then negatives.
+    stems: Vec<Option<Vec<f32>>>,
+    keep_stems: bool,
+}
+
+/// Stems beyond this much memory are computed anew each time.
+const STEM_BYTES: usize = 2 << 30;
+
+/// The figures of one step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Losses {
+    /// Nats per weighted token of the material.
+    pub(crate) material: f32,
+    /// KL(base ‖ model) on the base's own text, nats per token.
+    pub(crate) kl: f32,
+}
+
+impl<'a> Material<'a> {
+    /// `decoder` must have no expert attached: the negatives' hidden rows are the base's.
+    pub(crate) fn new(
+        pool: &Pool,
+        decoder: &Decoder,
+        samples: &'a [Sample],
+        negatives: &'a [Vec<u32>],
+    ) -> Self {
+        assert_eq!(decoder.experts(), 0, "the reference is the base alone");
+        let base_hidden = negatives
+            .iter()
+            .map(|tokens| {
+                let batch = Batch { tokens: tokens.clone(), sequences: vec![0..tokens.len()] };
+                decoder.train_forward(pool, &batch, decoder.train_stem(pool, &batch)).hidden
+            })
+            .collect();
+        let tokens: usize = samples.iter().map(|s| s.tokens.len()).sum::<usize>()
+            + negatives.iter().map(Vec::len).sum::<usize>();
+        Material {
+            samples,
+            negatives,
+            base_hidden,
+            stems: vec![None; samples.len() + negatives.len()],
+            keep_stems: tokens * decoder.config().hidden * 4 <= STEM_BYTES,
+        }
+    }
+
+    fn tokens(&self, index: usize) -> &[u32] {
+        match index.checked_sub(self.samples.len()) {
+            None => &self.samples[index].tokens,
+            Some(negative) => &self.negatives[negative],
+        }
+    }
+
+    /// The stem rows of the sequences `indices`, one after the other.
+    fn stem(&mut self, pool: &Pool, decoder: &Decoder, indices: &[usize]) -> Vec<f32> {
+        let missing: Vec<usize> =
+            indices.iter().copied().filter(|&i| self.stems[i].is_none()).collect();
+        let hidden = decoder.config().hidden;
+        if !missing.is_empty() {
+            let batch = concatenate(missing.iter().map(|&i| self.tokens(i)));
+            let rows = decoder.train_stem(pool, &batch);
+            for (range, index) in batch.sequences.iter().zip(missing) {
+                let rows = &rows[range.start * hidden..range.end * hidden];
+                self.stems[index] = Some(rows.to_vec());
+            }
+        }
+        let mut stem = Vec::new();
+        for &index in indices {
+            let rows = self.stems[index].as_ref().expect("just computed");
+            stem.extend_from_slice(rows);
+        }
+        if !self.keep_stems {
+            indices.iter().for_each(|&index| self.stems[index] = None);
+        }
+        stem
+    }
+}
+
+fn concatenate<'a>(sequences: impl Iterator<Item = &'a [u32]>) -> Batch {
+    let mut batch = Batch { tokens: Vec::new(), sequences: Vec::new() };
+    for tokens in sequences {
+        let start = batch.tokens.len();
+        batch.tokens.extend_from_slice(tokens);
+        batch.sequences.push(start..batch.tokens.len());
+    }
+    batch
+}
+
+/// Forward and backward of one step: adds to `gradients`.
+pub(crate) fn run(
+    pool: &Pool,
+    decoder: &Decoder,
+    material: &mut Material,
+    step: &Step,
+    options: &Options,
+    gradients: &mut ExpertWeights,
+) -> Losses {
+    let negatives = step.negatives.iter().map(|&i| material.samples.len() + i);
+    let indices: Vec<usize> = step.samples.iter().copied().chain(negatives).collect();
+    let batch = concatenate(indices.iter().map(|&i| material.tokens(i)));
+    let stem = material.stem(pool, decoder, &indices);
+    let tape = decoder.train_forward(pool, &batch, stem);
+    let mut head = Head { pool, decoder, hidden: &tape.hidden, d_hidden: vec![0.0; tape.hidden.len()] };
+
+    let (own, other) = batch.sequences.split_at(step.samples.len());
+    let mut rows = Vec::new();
+    for (range, &index) in own.iter().zip(&step.samples) {
+        let sample = &material.samples[index];
+        for at in 1..sample.tokens.len() {
+            if sample.weights[at] > 0.0 {
+                rows.push((range.start + at - 1, sample.tokens[at], sample.weights[at]));
+            }
+        }
+    }
+    let own_loss = head.cross_entropy(&rows);
+
+    let base: Vec<&[f32]> =
+        step.negatives.iter().map(|&i| material.base_hidden[i].as_slice()).collect();
+    let first = other.first().map_or(0, |range| range.start);
+    let kl = head.divergence(first, &base.concat(), options.kl_weight);
+
+    let layers = gradients.layers.iter().filter(|l| !l.is_empty()).count() as f32;
+    let (own_tokens, other_tokens) = (first.max(1), batch.tokens.len() - first);
+    let pull: Vec<f32> = (0..batch.tokens.len())
+        .map(|row| match row < first || other.is_empty() {
+            true => -options.own_weight / (own_tokens as f32 * layers),
+            false => options.null_weight / (other_tokens as f32 * layers),
+        })
+        .collect();
+    let d_hidden = head.d_hidden;
+    decoder.train_backward(pool, &batch, tape, &d_hidden, &pull, gradients);
+    Losses { material: own_loss, kl }
+}
+
+/// The output layer and the losses on it, a block of rows at a time.
+struct Head<'a> {
+    pool: &'a Pool,
+    decoder: &'a Decoder,
+    /// `[tokens, hidden]`.
+    hidden: &'a [f32],
+    d_hidden: Vec<f32>,
+}
+
+impl Head<'_> {
+    /// Mean cross-entropy of (row, target, weight), in nats; adds its gradient.
+    fn cross_entropy(&mut self, rows: &[(usize, u32, f32)]) -> f32 {
+        let size = self.decoder.config().hidden;
+        let total: f32 = rows.iter().map(|r| r.2).sum();
+        let mut sum = 0.0;
+        for block in rows.chunks(LOGIT_ROWS) {
+            let hidden: Vec<f32> =
+                block.iter().flat_map(|r| &self.hidden[r.0 * size..][..size]).copied().collect();
+            let mut logits = self.decoder.logits(self.pool, &hidden);
+            let targets: Vec<u32> = block.iter().map(|r| r.1).collect();
+            let weights: Vec<f32> = block.iter().map(|r| r.2 / total).collect();
+            let mut losses = vec![0.0; block.len()];
+            loss::cross_entropy(self.pool, &mut logits, &targets, Some(&weights), &mut losses);
+            sum += losses.iter().zip(&weights).map(|(l, w)| l * w).sum::<f32>();
+            let d = self.decoder.logits_backward(self.pool, &logits);
+            for (row, d) in block.iter().zip(d.chunks_exact(size)) {
+                self.d_hidden[row.0 * size..][..size].copy_from_slice(d);
+            }
+        }
+        sum
+    }
+
+    /// Mean KL(base ‖ model) of the rows from `first` on, in nats; adds `weight` times its gradient.
+    fn divergence(&mut self, first: usize, base: &[f32], weight: f32) -> f32 {
+        let size = self.decoder.config().hidden;
+        let count = base.len() / size;
+        let mut sum = 0.0;
+        for from in (0..count).step_by(LOGIT_ROWS) {
+            let to = count.min(from + LOGIT_ROWS);
+            let rows = (first + from) * size..(first + to) * size;
+            let mut reference = self.decoder.logits(self.pool, &base[from * size..to * size]);
+            let mut logits = self.decoder.logits(self.pool, &self.hidden[rows.clone()]);
+            let weights = vec![weight / count as f32; to - from];
+            let mut losses = vec![0.0; to - from];
+            loss::kl_divergence(self.pool, &mut reference, &mut logits, &weights, &mut losses);
+            sum += losses.iter().sum::<f32>();
+            let d = self.decoder.logits_backward(self.pool, &logits);
+            ops::add(self.pool, &mut self.d_hidden[rows], &d);
+        }
+        sum / count.max(1) as f32
+    }
+}
