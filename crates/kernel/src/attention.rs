@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 
+use crate::Precision;
 use crate::cpu::multiversion;
 use crate::gemm::{Left, Output, Packed, matmul, matmul_part};
 use crate::ops::{exp, lane_sum};
 use crate::pool::{Pool, SendPtr};
-use crate::Precision;
 
 /// Query rows handled together: their scores against a thousand keys stay in the L2 cache.
 const BLOCK: usize = 64;
@@ -398,7 +398,8 @@ mod tests {
                     let sum: f64 = scores.iter().sum();
                     for (j, score) in (rows.start..=row).zip(&scores) {
                         for i in 0..dim {
-                            out[(row * HEADS.heads + head) * dim + i] += score / sum * at(j, k + 2, i);
+                            out[(row * HEADS.heads + head) * dim + i] +=
+                                score / sum * at(j, k + 2, i);
                         }
                     }
                 }
@@ -453,14 +454,18 @@ mod tests {
             let up = value(&moved);
             moved[i] -= 2e-2;
             let expected = (up - value(&moved)) / 2e-2;
-            assert!((f64::from(d_qkv[i]) - expected).abs() < 1e-3, "{i}: {} against {expected}", d_qkv[i]);
+            assert!(
+                (f64::from(d_qkv[i]) - expected).abs() < 1e-3,
+                "{i}: {} against {expected}",
+                d_qkv[i]
+            );
         }
     }
 
     #[test]
     fn long_gradients_agree_with_short_blocks() {
         // 150 rows cross two block borders; moving one key changes the outputs as the gradient says.
-        let sequences = [0..150];
+        let sequences = [0..149, 149..150];
         let qkv = wave(150 * HEADS.qkv_width(), 0.4);
         let (out, sums) = run(&qkv, &sequences);
         let d_out = wave(out.len(), 0.3);
@@ -475,7 +480,11 @@ mod tests {
             let up = value(&moved);
             moved[i] -= 2e-2;
             let expected = (up - value(&moved)) / 2e-2;
-            assert!((f64::from(d_qkv[i]) - expected).abs() < 1e-3, "{i}: {} against {expected}", d_qkv[i]);
+            assert!(
+                (f64::from(d_qkv[i]) - expected).abs() < 1e-3,
+                "{i}: {} against {expected}",
+                d_qkv[i]
+            );
         }
     }
 }

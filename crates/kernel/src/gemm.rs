@@ -30,7 +30,11 @@ pub struct Packed {
 enum Storage {
     Panels(Vec<u32>),
     /// Without AVX-512 the `gemm` crate takes the values as they are: strides of k and n.
-    Plain { values: Vec<f32>, k_stride: isize, n_stride: isize },
+    Plain {
+        values: Vec<f32>,
+        k_stride: isize,
+        n_stride: isize,
+    },
 }
 
 /// The left operand, `[m, k]`.
@@ -167,7 +171,8 @@ pub(crate) fn matmul_part(
             }
         }
         Storage::Plain { values, k_stride, n_stride } => {
-            let part = Packed { n, k, precision: Precision::F32, storage: Storage::Panels(Vec::new()) };
+            let part =
+                Packed { n, k, precision: Precision::F32, storage: Storage::Panels(Vec::new()) };
             let rows = Left::Rows(left);
             plain_matmul(&Pool::new(1), out, m, rows, values, *k_stride, *n_stride, &part, mode);
         }
@@ -342,7 +347,8 @@ fn panel_matmul(
             let to = steps.min(from + STEP_BLOCK);
             let add = mode == Output::Add || from > 0;
             for column in columns.clone().step_by(PANEL) {
-                let panel = &panels[(column / PANEL * steps + from) * PANEL..][..(to - from) * PANEL];
+                let panel =
+                    &panels[(column / PANEL * steps + from) * PANEL..][..(to - from) * PANEL];
                 let strip = Strip {
                     precision: right.precision,
                     left: &left[rows.start * steps + from..],
@@ -567,7 +573,9 @@ mod tests {
     #[test]
     fn every_layout_gives_the_oracle_product() {
         let pool = Pool::new(2);
-        for (m, k, n) in [(1, 1, 1), (1, 64, 65), (5, 3, 63), (7, 33, 130), (200, 515, 70), (13, 1030, 300)] {
+        for (m, k, n) in
+            [(1, 1, 1), (1, 64, 65), (5, 3, 63), (7, 33, 130), (200, 515, 70), (13, 1030, 300)]
+        {
             let (left, right) = (integers(m * k, 1), integers(k * n, 2));
             let expected = oracle(&left, &right, m, k, n);
             let left_t = transpose(&left, m, k);

@@ -8,12 +8,14 @@ pub mod cpu;
 mod gemm;
 pub mod loss;
 mod mapped;
+mod memory;
 pub mod ops;
 mod pool;
 pub mod quant;
 
 pub use gemm::{Left, Output, Packed, matmul};
 pub use mapped::MappedFile;
+pub use memory::keep_freed_memory;
 pub use pool::Pool;
 pub use quant::Matrix;
 

@@ -51,9 +51,8 @@ pub fn kl_divergence(
     let reference = SendPtr(reference.as_mut_ptr());
     pool.pieces(logits, vocab, |row, logits| {
         // SAFETY: row `row` of the reference, as long as the row of the logits; one task each.
-        let reference = unsafe {
-            std::slice::from_raw_parts_mut(reference.get().add(row * vocab), vocab)
-        };
+        let reference =
+            unsafe { std::slice::from_raw_parts_mut(reference.get().add(row * vocab), vocab) };
         let kl = divergence_row(reference, logits, weights[row]);
         // SAFETY: as in `cross_entropy`.
         unsafe { *losses.get().add(row) = kl };

@@ -65,7 +65,11 @@ pub(crate) fn lane_sum(len: usize, value: impl Fn(usize) -> f32) -> f32 {
 /// **Source**: Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4.
 pub fn rms_norm(pool: &Pool, out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let cols = weight.len();
-    assert!(out.len() == x.len() && x.len().is_multiple_of(cols), "rms_norm of {} by {cols}", x.len());
+    assert!(
+        out.len() == x.len() && x.len().is_multiple_of(cols),
+        "rms_norm of {} by {cols}",
+        x.len()
+    );
     let rows = task_rows(cols);
     pool.pieces(out, rows * cols, |index, piece| {
         norm_rows(piece, &x[index * rows * cols..], weight, eps);
@@ -348,7 +352,8 @@ pub fn adamw(
 ) {
     let len = parameters.len();
     assert!(gradients.len() == len && mean.len() == len && square.len() == len);
-    let (mean, square) = (crate::pool::SendPtr(mean.as_mut_ptr()), crate::pool::SendPtr(square.as_mut_ptr()));
+    let (mean, square) =
+        (crate::pool::SendPtr(mean.as_mut_ptr()), crate::pool::SendPtr(square.as_mut_ptr()));
     pool.pieces(parameters, TASK_VALUES, |index, piece| {
         let at = index * TASK_VALUES;
         // SAFETY: the same piece of each array, of the same length; pieces do not overlap.

@@ -3,9 +3,9 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// How often an idle worker looks for work before it sleeps: some tens of microseconds, longer than
-/// the pauses between the parallel regions of one layer.
-const SPINS: u32 = 4_000;
+/// How often an idle worker looks for work before it sleeps: about a millisecond, longer than the
+/// pauses between the parallel regions of one step.
+const SPINS: u32 = 50_000;
 
 /// A fixed set of threads that run numbered tasks.
 ///
@@ -107,7 +107,12 @@ impl Pool {
 
     /// Splits `out` into pieces of `size` values (the last may be shorter) and runs
     /// `work(index, piece)` for each.
-    pub fn pieces<T: Send>(&self, out: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    pub fn pieces<T: Send>(
+        &self,
+        out: &mut [T],
+        size: usize,
+        work: impl Fn(usize, &mut [T]) + Sync,
+    ) {
         let len = out.len();
         let base = SendPtr(out.as_mut_ptr());
         self.run(len.div_ceil(size), &|index| {

@@ -31,6 +31,23 @@ pub struct JoinedExpert {
     pub file: PathBuf,
 }
 
+/// The entry of an expert file's metadata that holds its [`Sizes`].
+const METADATA: &str = "expert";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sizes {
+    width: usize,
+    hidden: usize,
+    layers: usize,
+}
+
+impl Sizes {
+    fn are_sensible(&self) -> bool {
+        [self.width, self.hidden, self.layers].iter().all(|size| (1..=1 << 20).contains(size))
+    }
+}
+
 impl Joined {
     /// The description in `folder`, if it is a joined model's.
     ///
@@ -64,9 +81,8 @@ impl Joined {
     /// # Errors
     /// As [`ExpertWeights::read`].
     pub fn read_experts(&self, folder: &Path) -> Result<Vec<(String, ExpertWeights)>, Error> {
-        let read = |e: &JoinedExpert| {
-            Ok((e.name.clone(), ExpertWeights::read(&folder.join(&e.file))?))
-        };
+        let read =
+            |e: &JoinedExpert| Ok((e.name.clone(), ExpertWeights::read(&folder.join(&e.file))?));
         self.experts.iter().map(read).collect()
     }
 }
@@ -77,11 +93,10 @@ impl ExpertWeights {
     /// # Errors
     /// [`Error::Io`] on a full disk, for instance.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let metadata = HashMap::from([
-            ("width".to_string(), self.width.to_string()),
-            ("hidden".to_string(), self.hidden.to_string()),
-            ("layers".to_string(), self.layers.len().to_string()),
-        ]);
+        let sizes = Sizes { width: self.width, hidden: self.hidden, layers: self.layers.len() };
+        // One entry: the order of several would differ from run to run, and with it the file.
+        let text = serde_json::to_string(&sizes).expect("plain data");
+        let metadata = HashMap::from([(METADATA.to_string(), text)]);
         let views = self.tensors().map(|(name, shape, values)| {
             let bytes = bytemuck::cast_slice(values);
             let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes)
@@ -93,9 +108,11 @@ impl ExpertWeights {
             Error::Io { action: "write", path: temporary.clone(), source: std::io::Error::other(e) }
         })?;
         let synced = fs::File::open(&temporary).and_then(|file| file.sync_all());
-        synced
-            .and_then(|()| fs::rename(&temporary, path))
-            .map_err(|source| Error::Io { action: "write", path: path.into(), source })
+        synced.and_then(|()| fs::rename(&temporary, path)).map_err(|source| Error::Io {
+            action: "write",
+            path: path.into(),
+            source,
+        })
     }
 
     /// Reads what [`ExpertWeights::write`] wrote.
@@ -104,20 +121,19 @@ impl ExpertWeights {
     /// [`Error::Io`]; [`Error::Malformed`], [`Error::Tensor`] or [`Error::Shape`] if it is no
     /// expert's file.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let map = kernel::MappedFile::open(path)
-            .map_err(|source| Error::Io { action: "open", path: path.into(), source })?;
-        let malformed =
-            |problem: String| Error::Malformed { path: path.into(), at: 0, problem };
-        let (_, header) =
-            SafeTensors::read_metadata(&map).map_err(|e| malformed(e.to_string()))?;
+        let map = kernel::MappedFile::open(path).map_err(|source| Error::Io {
+            action: "open",
+            path: path.into(),
+            source,
+        })?;
+        let malformed = |problem: String| Error::Malformed { path: path.into(), at: 0, problem };
+        let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| malformed(e.to_string()))?;
         let file = SafeTensors::deserialize(&map).map_err(|e| malformed(e.to_string()))?;
-        let number = |key: &str| {
-            let text = header.metadata().as_ref().and_then(|m| m.get(key));
-            text.and_then(|t| t.parse::<usize>().ok())
-                .filter(|&n| n > 0 && n <= 1 << 20)
-                .ok_or_else(|| malformed(format!("the metadata has no sensible {key:?}")))
+        let text = header.metadata().as_ref().and_then(|m| m.get(METADATA));
+        let sizes = text.and_then(|text| serde_json::from_str::<Sizes>(text).ok());
+        let Some(Sizes { width, hidden, layers }) = sizes.filter(Sizes::are_sensible) else {
+            return Err(malformed(format!("the metadata has no sensible {METADATA:?}")));
         };
-        let (width, hidden, layers) = (number("width")?, number("hidden")?, number("layers")?);
         let tensor = |layer: usize, part: &str, shape: [usize; 2]| {
             let name = format!("layers.{layer}.{part}");
             let Ok(view) = file.tensor(&name) else {

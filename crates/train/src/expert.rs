@@ -48,36 +48,48 @@ pub struct Summary {
     pub kl: f32,
 }
 
-/// Trains one expert and leaves it as [`EXPERT_FILE`] in `folder`. Checkpoints in `folder` from an
-/// interrupted run with the same arguments are gone on from, to the same bits.
+/// One expert to train.
+pub struct Job<'a> {
+    pub name: &'a str,
+    /// Where the expert, its metrics and its checkpoints are written.
+    pub folder: &'a Path,
+    pub samples: &'a [Sample],
+    /// Texts that the base wrote itself, as tokens.
+    pub negatives: &'a [Vec<u32>],
+    pub options: &'a Options,
+}
+
+/// Trains one expert and leaves it as [`EXPERT_FILE`] in the job's folder. Checkpoints in it from
+/// an interrupted run of the same job are gone on from, to the same bits.
 ///
-/// `decoder` must be loaded for training and have no expert; `negatives` are texts that the base
-/// wrote itself, as tokens.
+/// `decoder` must be loaded for training and have no expert.
 ///
 /// # Errors
-/// [`Error::Option`], [`Error::NoLabels`] before the start; [`Error::NotFinite`] if training
-/// diverges; what writing to `folder` gives.
+/// [`Error::Option`] before the start; [`Error::NotFinite`] if training diverges; what writing to
+/// the folder gives.
 pub fn train_expert(
-    folder: &Path,
-    name: &str,
+    job: &Job,
     pool: &Pool,
     decoder: &mut Decoder,
-    samples: &[Sample],
-    negatives: &[Vec<u32>],
-    options: &Options,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Summary, Error> {
+    let &Job { name, folder, samples, negatives, options } = job;
     options.check()?;
     let plan = Plan::new(samples, negatives, options);
     let mut material = Material::new(pool, decoder, samples, negatives);
-    let mut run = Run { folder, name, pool, options, plan, state: begin(folder, decoder, options)? };
+    let state = begin(folder, decoder, options)?;
+    let gradients = state.weights.clone();
+    let mut run = Run { folder, name, pool, options, plan, state, gradients };
     let (mut metrics, mut lines) = Appender::resume::<Progress>(&folder.join(METRICS_FILE))?;
     if lines.len() > run.state.step {
         // Steps after the last checkpoint are done again.
         lines.truncate(run.state.step);
         let path = folder.join(METRICS_FILE);
-        std::fs::remove_file(&path)
-            .map_err(|source| Error::Io { action: "remove", path: path.clone(), source })?;
+        std::fs::remove_file(&path).map_err(|source| Error::Io {
+            action: "remove",
+            path: path.clone(),
+            source,
+        })?;
         metrics = Appender::resume::<Progress>(&path)?.0;
         metrics.append(&lines)?;
     }
@@ -96,7 +108,8 @@ pub fn train_expert(
     run.state.weights.write(&folder.join(EXPERT_FILE))?;
     State::discard(folder)?;
     let last = &lines[lines.len() - (lines.len() / 10).max(1)..];
-    let mean = |value: fn(&Progress) -> f32| last.iter().map(value).sum::<f32>() / last.len() as f32;
+    let mean =
+        |value: fn(&Progress) -> f32| last.iter().map(value).sum::<f32>() / last.len() as f32;
     Ok(Summary {
         steps: lines.len(),
         tokens: samples.iter().map(|s| s.tokens.len()).sum(),
@@ -138,6 +151,8 @@ struct Run<'a> {
     options: &'a Options,
     plan: Plan,
     state: State,
+    /// Memory for the gradients of a step.
+    gradients: ExpertWeights,
 }
 
 impl Run<'_> {
@@ -145,9 +160,9 @@ impl Run<'_> {
         let started = Instant::now();
         let step = self.plan.steps[self.state.step].clone();
         decoder.attach(self.pool, &[(self.name, &self.state.weights)]);
-        let mut gradients = self.state.weights.clone();
-        gradients.tensors_mut().for_each(|values| values.fill(0.0));
-        let losses = step::run(self.pool, decoder, material, &step, self.options, &mut gradients);
+        self.gradients.tensors_mut().for_each(|values| values.fill(0.0));
+        let gradients = &mut self.gradients;
+        let losses = step::run(self.pool, decoder, material, &step, self.options, gradients);
         let norm: f64 =
             gradients.tensors().map(|(_, _, values)| ops::sum_of_squares(self.pool, values)).sum();
         let norm = norm.sqrt() as f32;
@@ -160,7 +175,7 @@ impl Run<'_> {
                 learning_rate: self.options.learning_rate,
             });
         }
-        self.update(&gradients, norm, learning_rate);
+        self.update(norm, learning_rate);
         self.state.step += 1;
         let tokens = step.samples.iter().map(|&i| material.samples[i].tokens.len()).sum::<usize>()
             + step.negatives.iter().map(|&i| material.negatives[i].len()).sum::<usize>();
@@ -176,7 +191,7 @@ impl Run<'_> {
         })
     }
 
-    fn update(&mut self, gradients: &ExpertWeights, norm: f32, learning_rate: f32) {
+    fn update(&mut self, norm: f32, learning_rate: f32) {
         let adamw = AdamW {
             learning_rate,
             beta1: 0.9,
@@ -187,7 +202,7 @@ impl Run<'_> {
             gradient_scale: (self.options.clip / norm.max(1e-12)).min(1.0),
         };
         let states = self.state.mean.tensors_mut().zip(self.state.square.tensors_mut());
-        let tensors = gradients.tensors().zip(self.state.weights.tensors_mut()).zip(states);
+        let tensors = self.gradients.tensors().zip(self.state.weights.tensors_mut()).zip(states);
         for (((name, _, gradient), weights), (mean, square)) in tensors {
             let rate = if name.ends_with("router") { self.options.router_rate } else { 1.0 };
             let step = AdamW { learning_rate: learning_rate * rate, ..adamw };

@@ -14,7 +14,7 @@ mod step;
 
 use std::path::PathBuf;
 
-pub use expert::{EXPERT_FILE, Progress, Summary, train_expert};
+pub use expert::{EXPERT_FILE, Job, Progress, Summary, train_expert};
 pub use options::Options;
 pub use sample::{Material, Sample, samples};
 
@@ -31,7 +31,9 @@ pub enum Error {
     Option { name: &'static str, value: String, expected: String },
     #[error("nothing to learn from: {0}; add documents, or run `artel synth` again")]
     NoLabels(String),
-    #[error("the loss is not a number at step {step}; the last checkpoint is kept. Lower learning_rate ({learning_rate})")]
+    #[error(
+        "the loss is not a number at step {step}; the last checkpoint is kept. Lower learning_rate ({learning_rate})"
+    )]
     NotFinite { step: usize, learning_rate: f32 },
     #[error("expert {name}: {problem}")]
     Expert { name: String, problem: String },

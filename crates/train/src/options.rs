@@ -92,7 +92,8 @@ impl Options {
             return fail("example_repeats", "0".into(), "use at least 1");
         }
         if self.sequence_tokens < 2 || self.batch_tokens < self.sequence_tokens {
-            let value = format!("{} with sequence_tokens {}", self.batch_tokens, self.sequence_tokens);
+            let value =
+                format!("{} with sequence_tokens {}", self.batch_tokens, self.sequence_tokens);
             return fail("batch_tokens", value, "a step must hold a sequence of at least 2 tokens");
         }
         let shares = [

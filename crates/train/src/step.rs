@@ -42,7 +42,7 @@ impl<'a> Material<'a> {
         let base_hidden = negatives
             .iter()
             .map(|tokens| {
-                let batch = Batch { tokens: tokens.clone(), sequences: vec![0..tokens.len()] };
+                let batch = Batch::of([tokens.as_slice()]);
                 decoder.train_forward(pool, &batch, decoder.train_stem(pool, &batch)).hidden
             })
             .collect();
@@ -70,7 +70,7 @@ impl<'a> Material<'a> {
             indices.iter().copied().filter(|&i| self.stems[i].is_none()).collect();
         let hidden = decoder.config().hidden;
         if !missing.is_empty() {
-            let batch = concatenate(missing.iter().map(|&i| self.tokens(i)));
+            let batch = Batch::of(missing.iter().map(|&i| self.tokens(i)));
             let rows = decoder.train_stem(pool, &batch);
             for (range, index) in batch.sequences.iter().zip(missing) {
                 let rows = &rows[range.start * hidden..range.end * hidden];
@@ -89,16 +89,6 @@ impl<'a> Material<'a> {
     }
 }
 
-fn concatenate<'a>(sequences: impl Iterator<Item = &'a [u32]>) -> Batch {
-    let mut batch = Batch { tokens: Vec::new(), sequences: Vec::new() };
-    for tokens in sequences {
-        let start = batch.tokens.len();
-        batch.tokens.extend_from_slice(tokens);
-        batch.sequences.push(start..batch.tokens.len());
-    }
-    batch
-}
-
 /// Forward and backward of one step: adds to `gradients`.
 pub(crate) fn run(
     pool: &Pool,
@@ -110,10 +100,11 @@ pub(crate) fn run(
 ) -> Losses {
     let negatives = step.negatives.iter().map(|&i| material.samples.len() + i);
     let indices: Vec<usize> = step.samples.iter().copied().chain(negatives).collect();
-    let batch = concatenate(indices.iter().map(|&i| material.tokens(i)));
+    let batch = Batch::of(indices.iter().map(|&i| material.tokens(i)));
     let stem = material.stem(pool, decoder, &indices);
     let tape = decoder.train_forward(pool, &batch, stem);
-    let mut head = Head { pool, decoder, hidden: &tape.hidden, d_hidden: vec![0.0; tape.hidden.len()] };
+    let mut head =
+        Head { pool, decoder, hidden: &tape.hidden, d_hidden: vec![0.0; tape.hidden.len()] };
 
     let (own, other) = batch.sequences.split_at(step.samples.len());
     let mut rows = Vec::new();

@@ -4,7 +4,7 @@ use kernel::attention::{self, Heads, Rows, Sequence};
 use kernel::ops::{self, Rotary, Rotation};
 use kernel::{Output, Packed, Pool, Precision, matmul};
 
-use super::mixture::{ExpertLayer, Mixture, MixtureStash};
+use super::mixture::{ExpertLayer, Mixture, MixtureStash, Upstream};
 use super::{ExpertSet, Input};
 
 /// What the weights are prepared for.
@@ -122,7 +122,12 @@ impl Layer {
     }
 
     /// One layer over whole sequences without a cache, keeping what backward needs.
-    pub(super) fn train_forward(&self, pass: &Pass, x: &mut [f32], sequences: &[Range<usize>]) -> Stash {
+    pub(super) fn train_forward(
+        &self,
+        pass: &Pass,
+        x: &mut [f32],
+        sequences: &[Range<usize>],
+    ) -> Stash {
         let before = x.to_vec();
         let qkv = self.qkv_rows(pass, x);
         let width = pass.heads.heads * pass.heads.head_dim;
@@ -136,9 +141,21 @@ impl Layer {
         let (keys, values) = (pass.heads.heads, pass.heads.heads + pass.heads.kv_heads);
         let parts: Vec<Sequence> = sequences
             .iter()
-            .map(|s| Sequence { queries: s.clone(), keys: rows(keys), values: rows(values), kv: s.clone() })
+            .map(|s| Sequence {
+                queries: s.clone(),
+                keys: rows(keys),
+                values: rows(values),
+                kv: s.clone(),
+            })
             .collect();
-        attention::forward(pass.pool, &mut attended, rows(0), &parts, pass.heads, Some(&mut log_sums));
+        attention::forward(
+            pass.pool,
+            &mut attended,
+            rows(0),
+            &parts,
+            pass.heads,
+            Some(&mut log_sums),
+        );
         self.attention_out.forward(pass.pool, x, &attended, Output::Add);
         let middle = x.to_vec();
         let normed = self.norm(pass, x, &self.feed_forward_norm);
@@ -170,9 +187,17 @@ impl Layer {
         self.gate_up.backward(pool, &mut d_normed, &d_gate_up, Output::Replace);
         if let (Some(mixture), Some(kept)) = (&self.mixture, stash.mixture) {
             let normed = self.norm(pass, &stash.middle, &self.feed_forward_norm);
-            mixture.train_backward(pool, &mut d_normed, &normed, d, kept, pull, gradients);
+            let upstream = Upstream { x: &normed, dy: d, pull };
+            mixture.train_backward(pool, &mut d_normed, upstream, kept, gradients);
         }
-        ops::rms_norm_backward(pool, d, &stash.middle, &self.feed_forward_norm, pass.eps, &d_normed);
+        ops::rms_norm_backward(
+            pool,
+            d,
+            &stash.middle,
+            &self.feed_forward_norm,
+            pass.eps,
+            &d_normed,
+        );
 
         let mut d_attended = vec![0.0; stash.attended.len()];
         self.attention_out.backward(pool, &mut d_attended, d, Output::Replace);
@@ -201,7 +226,14 @@ impl Layer {
 
     fn rotate(&self, pass: &Pass, qkv: &mut [f32], direction: Rotation) {
         let rotated = pass.heads.heads + pass.heads.kv_heads;
-        pass.rotary.rotate(pass.pool, qkv, pass.heads.qkv_width(), rotated, &pass.positions, direction);
+        pass.rotary.rotate(
+            pass.pool,
+            qkv,
+            pass.heads.qkv_width(),
+            rotated,
+            &pass.positions,
+            direction,
+        );
     }
 
     fn norm(&self, pass: &Pass, x: &[f32], weight: &[f32]) -> Vec<f32> {

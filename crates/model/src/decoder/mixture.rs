@@ -160,8 +160,11 @@ impl Mixture {
             if rows.is_empty() {
                 continue;
             }
-            let chosen: Vec<f32> =
-                rows.iter().flat_map(|row| &x[row * self.hidden..][..self.hidden]).copied().collect();
+            let chosen: Vec<f32> = rows
+                .iter()
+                .flat_map(|row| &x[row * self.hidden..][..self.hidden])
+                .copied()
+                .collect();
             let (_, y) = expert.forward(pool, &chosen);
             for (&row, y) in rows.iter().zip(y.chunks_exact(self.hidden)) {
                 let weight = weights[row * count + index];
@@ -186,19 +189,15 @@ impl Mixture {
         MixtureStash { gate, gate_up, y }
     }
 
-    /// Adds to `dx` and to `gradients`, given `dy` with respect to the layer's output. `pull` moves
-    /// each token's gate besides: towards null where positive, towards the expert where negative
-    /// (the gradient of the gate's cross-entropy, times `|pull|`).
+    /// Adds to `dx` and to `gradients`.
     ///
-    /// **Shapes**: dx, x, dy `[tokens, hidden]`; pull `[tokens]`.
+    /// **Shapes**: dx `[tokens, hidden]`.
     pub(super) fn train_backward(
         &self,
         pool: &Pool,
         dx: &mut [f32],
-        x: &[f32],
-        dy: &[f32],
+        Upstream { x, dy, pull }: Upstream,
         stash: MixtureStash,
-        pull: &[f32],
         gradients: &mut ExpertLayer,
     ) {
         let MixtureStash { gate, gate_up, y } = stash;
@@ -218,6 +217,19 @@ impl Mixture {
         matmul(pool, &mut gradients.router, Left::Transposed(&d_logit), &inputs, Output::Add);
         self.router.backward(pool, dx, &d_logit, Output::Add);
     }
+}
+
+/// What comes to [`Mixture::train_backward`] from around it.
+///
+/// **Shapes**: x, dy `[tokens, hidden]`; pull `[tokens]`.
+pub(super) struct Upstream<'a> {
+    /// The layer's input.
+    pub(super) x: &'a [f32],
+    /// The gradient with respect to its output.
+    pub(super) dy: &'a [f32],
+    /// Moves each token's gate besides: towards null where positive, towards the expert where
+    /// negative (the gradient of the gate's cross-entropy, times `|pull|`).
+    pub(super) pull: &'a [f32],
 }
 
 /// What [`Mixture::train_backward`] needs of the forward pass.

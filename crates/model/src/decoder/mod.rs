@@ -17,9 +17,9 @@ use mixture::Mixture;
 
 pub use cache::{Input, KvCache};
 pub use layer::Purpose;
+pub use load::read_experts;
 pub use mixture::{ExpertLayer, ExpertWeights};
 pub use sets::ExpertSet;
-pub use load::read_experts;
 pub use training::{Batch, Tape};
 
 /// The transformer: token ids in, logits out.
@@ -138,8 +138,12 @@ impl Decoder {
     fn embed(&self, tokens: &[u32]) -> Vec<f32> {
         let mut x = vec![0.0; tokens.len() * self.config.hidden];
         for (row, &token) in x.chunks_exact_mut(self.config.hidden).zip(tokens) {
-            kernel::quant::dequantise(self.embedding.format, self.embedding.row(token as usize), row)
-                .expect("a row of the embedding has the hidden size");
+            kernel::quant::dequantise(
+                self.embedding.format,
+                self.embedding.row(token as usize),
+                row,
+            )
+            .expect("a row of the embedding has the hidden size");
         }
         x
     }

@@ -14,6 +14,19 @@ pub struct Batch {
     pub sequences: Vec<Range<usize>>,
 }
 
+impl Batch {
+    /// The sequences one after the other.
+    pub fn of<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        let mut batch = Batch { tokens: Vec::new(), sequences: Vec::new() };
+        for tokens in sequences {
+            let start = batch.tokens.len();
+            batch.tokens.extend_from_slice(tokens);
+            batch.sequences.push(start..batch.tokens.len());
+        }
+        batch
+    }
+}
+
 /// A forward pass to go back through, as far as the lowest layer with an expert.
 pub struct Tape {
     /// `[tokens, hidden]`, after the final norm: what the head reads.

@@ -183,7 +183,7 @@ fn loss_and_gradients(
 ) -> (f32, ExpertWeights) {
     let pool = Pool::new(2);
     decoder.attach(&pool, &[("a", weights)]);
-    let batch = Batch { tokens: tokens.to_vec(), sequences: vec![0..tokens.len()] };
+    let batch = Batch::of([tokens]);
     let stem = decoder.train_stem(&pool, &batch);
     let tape = decoder.train_forward(&pool, &batch, stem);
     let (count, hidden) = (tokens.len() - 1, decoder.config().hidden);
@@ -206,8 +206,7 @@ fn expert_gradients_agree_with_pytorch() {
     let expected = trained(decoder.config());
     let (loss, gradients) = loss_and_gradients(&mut decoder, &expected.weights, &expected.tokens);
     assert!((loss - expected.loss).abs() < 1e-4, "loss {loss}, not {}", expected.loss);
-    for ((name, _, found), (_, _, wanted)) in
-        gradients.tensors().zip(expected.gradients.tensors())
+    for ((name, _, found), (_, _, wanted)) in gradients.tensors().zip(expected.gradients.tensors())
     {
         let norm = |values: &[f32]| values.iter().map(|v| v * v).sum::<f32>().sqrt();
         let difference: Vec<f32> = found.iter().zip(wanted).map(|(f, w)| f - w).collect();
@@ -250,7 +249,7 @@ fn the_gate_is_pulled_towards_null_or_the_expert() {
     let Trained { tokens, weights, .. } = trained(decoder.config());
     let pool = Pool::new(1);
     decoder.attach(&pool, &[("a", &weights)]);
-    let batch = Batch { tokens: tokens.clone(), sequences: vec![0..tokens.len()] };
+    let batch = Batch::of([tokens.as_slice()]);
     let mean_gate = |weights: &ExpertWeights| {
         let mut moved = load("llama", Purpose::Training).decoder;
         moved.attach(&pool, &[("a", weights)]);
