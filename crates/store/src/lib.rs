@@ -27,13 +27,18 @@ pub enum Error {
     Line { path: PathBuf, line: usize, reason: String },
     #[error("{path} is in use by another process; wait for it or stop it")]
     Busy { path: PathBuf },
-    #[error("{path}: content differs from its manifest ({detail}); run the stage that makes it again")]
+    #[error(
+        "{path}: content differs from its manifest ({detail}); run the stage that makes it again"
+    )]
     Corrupt { path: PathBuf, detail: String },
     #[error("name {name:?}: {reason}")]
     Name { name: String, reason: &'static str },
 }
 
-pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error {
+pub(crate) fn io(
+    action: &'static str,
+    path: &std::path::Path,
+) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     move |source| Error::Io { action, path, source }
 }

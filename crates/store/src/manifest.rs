@@ -86,8 +86,10 @@ fn canonical(value: &Value) -> String {
         Value::Object(map) => {
             let mut entries: Vec<_> = map.iter().collect();
             entries.sort_by_key(|(key, _)| *key);
-            let inner: Vec<String> =
-                entries.iter().map(|(k, v)| format!("{}:{}", Value::from(k.as_str()), canonical(v))).collect();
+            let inner: Vec<String> = entries
+                .iter()
+                .map(|(k, v)| format!("{}:{}", Value::from(k.as_str()), canonical(v)))
+                .collect();
             format!("{{{}}}", inner.join(","))
         }
         Value::Array(items) => {
@@ -144,6 +146,8 @@ impl Manifest {
 
     /// The artifact's identity: the hash of all it holds. What is made from it names this hash.
     pub fn hash(&self) -> Hash {
-        Hash::of(canonical(&serde_json::to_value(self).expect("a manifest is plain data")).as_bytes())
+        Hash::of(
+            canonical(&serde_json::to_value(self).expect("a manifest is plain data")).as_bytes(),
+        )
     }
 }

@@ -256,7 +256,8 @@ impl Draft {
     /// [`Error::Io`].
     pub fn discard(&self, file: &str) -> Result<(), Error> {
         let path = self.path(file);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match removed {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &path)(e)),
             _ => Ok(()),
@@ -303,14 +304,19 @@ impl Draft {
     }
 }
 
-fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, FileEntry>) -> Result<(), Error> {
+fn collect(
+    root: &Path,
+    folder: &Path,
+    files: &mut BTreeMap<String, FileEntry>,
+) -> Result<(), Error> {
     for entry in fs::read_dir(folder).map_err(io("list", folder))? {
         let path = entry.map_err(io("list", folder))?.path();
         if path.is_dir() {
             collect(root, &path, files)?;
             continue;
         }
-        let name = path.strip_prefix(root).expect("listed below the root").to_string_lossy().into_owned();
+        let name =
+            path.strip_prefix(root).expect("listed below the root").to_string_lossy().into_owned();
         if name == Manifest::FILE {
             continue;
         }

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// How an expert is trained. The defaults come from the trials in `docs/measurements.md`.
+/// How an expert is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
@@ -46,18 +46,18 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             width: 512,
-            first_layer: 0.0,
-            learning_rate: 5e-4,
+            first_layer: 0.5,
+            learning_rate: 2e-3,
             router_rate: 1.0,
-            passes: 3,
+            passes: 4,
             example_repeats: 1,
-            batch_tokens: 1024,
+            batch_tokens: 512,
             sequence_tokens: 512,
             prompt_weight: 0.0,
-            negative_share: 0.2,
+            negative_share: 0.12,
             kl_weight: 1.0,
             null_weight: 0.1,
-            own_weight: 0.0,
+            own_weight: 0.1,
             warmup: 0.05,
             weight_decay: 0.0,
             clip: 1.0,

@@ -1,0 +1,102 @@
+//! SIGKILL at any moment: what is on disk is whole, and the next run ends where an unbroken one
+//! would have.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::company::Company;
+
+/// Runs `args` over and over, killing each run as soon as `marker` has grown in the draft, until
+/// one comes through. Gives how many were killed.
+fn run_with_kills(
+    company: &Company,
+    args: &[&str],
+    draft: &str,
+    marker: &str,
+    limit: usize,
+) -> usize {
+    let mut kills = 0;
+    let mut seen = 0;
+    while kills < limit {
+        let mut child =
+            company.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success(), "{args:?} failed after {kills} kills");
+                return kills;
+            }
+            let size = size_in_draft(&company.path(".partial"), draft, marker);
+            if size > seen {
+                seen = size;
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(120), "{marker} does not grow");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    company.succeed(args);
+    kills
+}
+
+fn size_in_draft(partial: &Path, draft: &str, marker: &str) -> u64 {
+    let entries = fs::read_dir(partial).into_iter().flatten().flatten();
+    let drafts = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(draft));
+    let sizes = drafts.filter_map(|entry| fs::metadata(entry.path().join(marker)).ok());
+    sizes.map(|metadata| metadata.len()).max().unwrap_or(0)
+}
+
+/// All files of an artifact but its manifest and its log of times.
+fn content(folder: PathBuf) -> BTreeMap<String, Vec<u8>> {
+    fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .filter(|(name, _)| name != "manifest.json" && name != "metrics.jsonl")
+        .collect()
+}
+
+#[test]
+fn killed_stages_end_where_unbroken_ones_do() {
+    let (unbroken, killed) = (Company::tiny(12), Company::tiny(12));
+    for (stage, folder, draft, marker) in [
+        ("ingest", "collections", "collections-press-", "parsed.jsonl"),
+        ("synth", "examples", "examples-press-", "examples.jsonl"),
+        ("train", "experts", "experts-press-", "metrics.jsonl"),
+    ] {
+        let args = [stage, "press"];
+        unbroken.succeed(&args);
+        let kills = run_with_kills(&killed, &args, draft, marker, 3);
+        let artifact = format!("{folder}/press");
+        assert!(killed.path(&artifact).join("manifest.json").exists(), "{artifact} after {kills}");
+        let (expected, found) =
+            (content(unbroken.path(&artifact)), content(killed.path(&artifact)));
+        assert_eq!(
+            expected.keys().collect::<Vec<_>>(),
+            found.keys().collect::<Vec<_>>(),
+            "{artifact}"
+        );
+        for (name, bytes) in &expected {
+            assert!(*bytes == found[name], "{artifact}/{name} differs after {kills} kills");
+        }
+        if stage == "train" {
+            assert!(kills > 0, "training was over before it could be killed");
+        }
+    }
+}
+
+#[test]
+fn a_killed_evaluation_goes_on() {
+    let company = Company::tiny(2);
+    company.succeed(&["run"]);
+    company.edit("artel.toml", "base_tokens = 12", "base_tokens = 10");
+    run_with_kills(&company, &["eval"], "reports-acme-", "choices-kiln-before.jsonl", 2);
+    let again = company.succeed(&["run", "--json"]);
+    assert!(again.lines().all(|line| line.contains("\"state\":\"fresh\"")), "{again}");
+}

@@ -1,0 +1,215 @@
+use model::ExpertSet;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// At most so many tokens are generated; fewer where the context ends first. 0 only reads the
+    /// prompt, which with `echo` and `logprobs` scores it.
+    pub max_tokens: usize,
+    pub sampling: Sampling,
+    /// Generation ends before the first of these strings; they are never part of the text.
+    pub stop: Vec<String>,
+    /// Report this many of the likeliest tokens beside each token.
+    pub logprobs: Option<usize>,
+    /// Report the prompt's tokens too; with their log-probabilities if `logprobs` is set.
+    pub echo: bool,
+    /// The experts this request may use; the router does not see the others.
+    pub experts: ExpertSet,
+}
+
+/// How the next token is drawn from the logits.
+///
+/// Steps, in this order: penalties and biases, temperature, `top_k`, `top_p`, `min_p`.
+/// The same seed gives the same tokens, whatever else runs in the batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Keep the so many likeliest tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the likeliest tokens until their probabilities add up to this.
+    pub top_p: f32,
+    /// Keep tokens at least this many times as likely as the likeliest.
+    pub min_p: f32,
+    /// Subtracted from a token's logit for each time it was generated.
+    pub frequency_penalty: f32,
+    /// Subtracted from the logit of a token that was generated.
+    pub presence_penalty: f32,
+    /// Divides positive and multiplies negative logits of tokens in the prompt or generated.
+    /// Source: Keskar et al. 2019 (CTRL), equation 2, as Hugging Face applies it.
+    pub repetition_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+impl Sampling {
+    /// Always the likeliest token.
+    pub fn greedy() -> Self {
+        Sampling { temperature: 0.0, ..Sampling::default() }
+    }
+
+    /// # Errors
+    /// Names the first parameter outside its range.
+    pub fn check(&self, vocab: usize) -> Result<(), Error> {
+        let number = |parameter, value: f32, holds: bool, allowed| {
+            if value.is_finite() && holds {
+                return Ok(());
+            }
+            Err(Error::Sampling { parameter, value: value.to_string(), allowed })
+        };
+        let Sampling { temperature, top_p, min_p, repetition_penalty, .. } = *self;
+        number("temperature", temperature, (0.0..=100.0).contains(&temperature), "0 to 100")?;
+        number("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, up to 1")?;
+        number("min_p", min_p, (0.0..=1.0).contains(&min_p), "0 to 1")?;
+        for (parameter, value) in [
+            ("frequency_penalty", self.frequency_penalty),
+            ("presence_penalty", self.presence_penalty),
+        ] {
+            number(parameter, value, (-2.0..=2.0).contains(&value), "-2 to 2")?;
+        }
+        let holds = (0.01..=100.0).contains(&repetition_penalty);
+        number("repetition_penalty", repetition_penalty, holds, "0.01 to 100")?;
+        for &(token, bias) in &self.logit_bias {
+            number("logit_bias", bias, (-100.0..=100.0).contains(&bias), "-100 to 100")?;
+            if token as usize >= vocab {
+                return Err(Error::Sampling {
+                    parameter: "logit_bias",
+                    value: format!("on token {token}"),
+                    allowed: "a token of the vocabulary",
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the engine tells of a request, in this order: `Prefill` before each part of the prompt,
+/// one `Prompt`, a `Token` each, and one `Done` or `Failed`.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// `done` of `total` prompt tokens have been read.
+    Prefill {
+        done: usize,
+        total: usize,
+    },
+    Prompt(Prompt),
+    Token(Token),
+    Done {
+        reason: Finish,
+        /// Text that was withheld because it could have become a stop string.
+        text: String,
+        prompt_tokens: usize,
+        completion_tokens: usize,
+    },
+    Failed(String),
+}
+
+/// The prompt, when it has been read.
+#[derive(Clone, Debug, Default)]
+pub struct Prompt {
+    /// The tokens with their log-probabilities; empty unless `echo` and `logprobs` were asked for.
+    pub tokens: Vec<PromptToken>,
+    /// `[experts]`: the gate weight of each expert, mean over layers and prompt tokens.
+    pub gates: Vec<f32>,
+}
+
+#[derive(Clone, Debug)]
+pub struct PromptToken {
+    pub id: u32,
+    /// Nats; none for the first token, which nothing precedes.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens at this place, likeliest first; empty for the first token.
+    pub top: Vec<(u32, f32)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub id: u32,
+    /// Text that became certain with this token: empty while a character is incomplete or a stop
+    /// string possible.
+    pub text: String,
+    /// Nats, from the raw logits: before penalties, biases and temperature.
+    pub logprob: f32,
+    /// The likeliest tokens at this place, likeliest first; as many as `logprobs` asked for.
+    pub top: Vec<(u32, f32)>,
+    /// `[experts]`: gate weights where this token was predicted, mean over layers.
+    pub gates: Vec<f32>,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended its answer, or a stop string came up.
+    Stop,
+    /// `max_tokens` or the context's end was reached.
+    Length,
+}
+
+/// What the receiver of an event wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    Continue,
+    /// Cancel the request: no more events come.
+    Stop,
+}
+
+/// A finished request.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    pub text: String,
+    pub tokens: Vec<Token>,
+    pub prompt: Prompt,
+    pub reason: Finish,
+    pub prompt_tokens: usize,
+    /// Without the end-of-text token.
+    pub completion_tokens: usize,
+}
+
+/// Bounds on what runs and waits at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences in one batch.
+    pub running: usize,
+    /// Requests that wait for a place in the batch; more are refused.
+    pub queued: usize,
+    /// Tokens (prompt + `max_tokens`) of all running sequences, for which keys and values are kept.
+    pub kv_tokens: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { running: 16, queued: 256, kv_tokens: 65_536 }
+    }
+}
+
+/// What runs and waits now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    pub running: usize,
+    pub queued: usize,
+    /// Tokens set aside for the running sequences.
+    pub kv_tokens: usize,
+}

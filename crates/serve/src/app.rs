@@ -1,0 +1,71 @@
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use engine::Engine;
+use model::Model;
+
+use crate::keys::Keys;
+use crate::{Error, Limits, Options, ids};
+
+/// What every request handler sees; clones share it.
+#[derive(Clone)]
+pub(crate) struct App(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    pub(crate) keys: Keys,
+    pub(crate) model_name: String,
+    pub(crate) limits: Limits,
+    /// Seconds since 1970.
+    pub(crate) started: u64,
+    draining: AtomicBool,
+}
+
+impl Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl App {
+    pub(crate) fn new(engine: Engine, options: &Options) -> Result<Self, Error> {
+        if options.keys.is_empty() && !options.open && !options.listen.ip().is_loopback() {
+            return Err(Error::Open { listen: options.listen });
+        }
+        let keys = Keys::new(options, expert_names(engine.model()))?;
+        Ok(App(Arc::new(Shared {
+            engine,
+            keys,
+            model_name: options.model_name.clone(),
+            limits: options.limits,
+            started: ids::now(),
+            draining: AtomicBool::new(false),
+        })))
+    }
+}
+
+impl Shared {
+    pub(crate) fn model(&self) -> &Model {
+        self.engine.model()
+    }
+
+    pub(crate) fn expert_names(&self) -> &[String] {
+        expert_names(self.model())
+    }
+
+    /// From now on new requests are refused.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+fn expert_names(model: &Model) -> &[String] {
+    model.config().experts.as_ref().map_or(&[], |experts| &experts.names)
+}

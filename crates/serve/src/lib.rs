@@ -1,0 +1,176 @@
+//! An OpenAI-compatible server for one model, with keys that carry permissions for its experts,
+//! and a page to chat with it.
+//!
+//! `POST /v1/chat/completions` and `/v1/completions` take the parameters that [`parameters`] and
+//! its neighbours read; every other field is refused by name. Beyond OpenAI's there are `experts`
+//! (names of the experts to use, never more than the key permits) and
+//! `artel: {"token_experts": true}` (gate weights of each token). Answers carry an `artel` object
+//! with the mean gate weight of each expert.
+
+mod app;
+mod generation;
+mod keys;
+mod routes;
+
+mod chat;
+mod completions;
+mod fields;
+mod parameters;
+
+mod choice;
+mod reply;
+mod stream;
+
+mod api_error;
+mod ids;
+
+use std::future::IntoFuture;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use engine::Engine;
+use tokio::net::TcpListener;
+
+use app::App;
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub listen: SocketAddr,
+    /// Who may ask, and with which experts. Without keys everybody who reaches the address may use
+    /// every expert; that needs a loopback address, or `open`.
+    pub keys: Vec<Key>,
+    /// Serve without keys on an address that other machines reach.
+    pub open: bool,
+    /// The name by which requests ask for the model.
+    pub model_name: String,
+    pub limits: Limits,
+}
+
+/// A secret with which requests come, known by its hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    pub name: String,
+    /// BLAKE3 of the secret, hexadecimal.
+    pub hash: String,
+    /// Names of the experts it permits; `*` permits all.
+    pub experts: Vec<String>,
+}
+
+/// Bounds on single requests; [`engine::Limits`] bound what runs at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a request body.
+    pub body_bytes: usize,
+    /// Time in which a request body must arrive.
+    pub body_time: Duration,
+    /// Prompts × `n` of one request.
+    pub choices: usize,
+    /// Tokens of an answer where the request does not say; OpenAI's 16 for `/v1/completions`.
+    pub answer_tokens: usize,
+    /// Tokens that may wait for a client who reads slower than the model writes.
+    pub unread_tokens: usize,
+    /// Time that running requests have to finish when the server is told to stop.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            body_bytes: 4 << 20,
+            body_time: Duration::from_secs(30),
+            choices: 128,
+            answer_tokens: 2048,
+            unread_tokens: 4096,
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "{listen} can be reached from other machines, and no key is configured: \
+         add a key, listen on 127.0.0.1, or open the server explicitly"
+    )]
+    Open { listen: SocketAddr },
+    #[error("key {key:?}: its hash is not 64 hexadecimal digits of BLAKE3")]
+    KeyHash { key: String },
+    #[error("key {key:?} permits expert {expert:?}, which the model does not have; it has {known}")]
+    KeyExpert { key: String, expert: String, known: String },
+    #[error("cannot listen on {listen}: {source}")]
+    Listen { listen: SocketAddr, source: std::io::Error },
+    #[error("the server failed: {0}")]
+    Run(#[from] std::io::Error),
+}
+
+/// Serves until SIGTERM or Ctrl-C, then lets running requests finish. Blocks. `ready` gets the
+/// server's address once it accepts connections.
+///
+/// # Errors
+/// Options that contradict each other or the model, or an address that cannot be listened on.
+pub fn serve(engine: Engine, options: Options, ready: impl FnOnce(&str)) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listen = options.listen;
+        let app = App::new(engine, &options)?;
+        let listener =
+            TcpListener::bind(listen).await.map_err(|source| Error::Listen { listen, source })?;
+        let stop = stop_signal()?;
+        ready(&format!("http://{}", listener.local_addr()?));
+        run(listener, app, stop).await
+    })
+}
+
+/// The server's routes, without a socket.
+///
+/// # Errors
+/// Options that contradict each other or the model.
+pub fn router(engine: Engine, options: &Options) -> Result<Router, Error> {
+    Ok(routes::router(App::new(engine, options)?))
+}
+
+async fn run(
+    listener: TcpListener,
+    app: App,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
+    let drain = app.limits.drain;
+    let (stopping, mut stopped) = tokio::sync::watch::channel(false);
+    let shutdown = {
+        let app = app.clone();
+        async move {
+            stop.await;
+            app.drain();
+            stopping.send_replace(true);
+        }
+    };
+    let deadline = async {
+        // Only fails where the server has ended already.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+        tokio::time::sleep(drain).await;
+    };
+    let server = axum::serve(listener, routes::router(app)).with_graceful_shutdown(shutdown);
+    tokio::select! {
+        result = server.into_future() => Ok(result?),
+        () = deadline => {
+            tracing::warn!(?drain, "requests were still running when the time to drain was over");
+            Ok(())
+        }
+    }
+}
+
+/// Completes on SIGTERM or Ctrl-C.
+fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static, Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: running requests may finish");
+    })
+}
