@@ -41,7 +41,7 @@ pub(crate) struct Setup {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the whole path on the bundled example company
+    /// Show the whole path on the bundled example company, in the folder ./demo
     Demo(demo::Args),
     /// Make a company's folder
     New(new::Args),

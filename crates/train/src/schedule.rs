@@ -76,8 +76,13 @@ mod tests {
     fn each_pass_holds_each_sample_once() {
         let samples: Vec<Sample> =
             (1..30).map(|len| Sample { tokens: vec![0; len], weights: vec![1.0; len] }).collect();
-        let options =
-            Options { passes: 2, batch_tokens: 64, sequence_tokens: 32, ..Options::default() };
+        let options = Options {
+            passes: 2,
+            batch_tokens: 64,
+            sequence_tokens: 32,
+            negative_share: 0.2,
+            ..Options::default()
+        };
         let plan = Plan::new(&samples, &[vec![0; 10], vec![0; 10]], &options);
         let mut seen = vec![0; samples.len()];
         for step in &plan.steps {
