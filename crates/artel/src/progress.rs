@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often a line is printed where stderr is no terminal.
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
+const LINE_INTERVAL: Duration = Duration::from_secs(30);
 /// No remaining time is told, and no line printed, before so much of this run has been seen.
 const MEASURED: Duration = Duration::from_secs(2);
 

@@ -13,6 +13,7 @@ use crate::restate::{Subjects, restate};
 /// How many forms are made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
+    /// Of a fact that no other restates.
     pub(crate) forms: usize,
     pub(crate) per_chunk: usize,
     pub(crate) seed: u64,
@@ -91,6 +92,7 @@ pub(crate) fn forms(passage: &Passage, names: &Names, limits: &Limits) -> Vec<Ex
     let facts = distinct(extract(passage, &names.lexicon));
     let room = limits.per_chunk / facts.len().max(1);
     let forms = limits.forms.min(room.max(FEWEST_FORMS.min(limits.forms)));
+    let recorded: HashSet<&str> = facts.iter().filter_map(|fact| recorded(&fact.content)).collect();
     let mut examples = Vec::new();
     for fact in &facts {
         let id = short_hash(&[passage.chunk, &format!("{:?}", fact.content)]);
@@ -104,6 +106,11 @@ pub(crate) fn forms(passage: &Passage, names: &Names, limits: &Limits) -> Vec<Ex
             teacher: "structure",
             fact: &id,
         };
+        let forms = match &fact.content {
+            Content::Attribute(a) if recorded.contains(a.subject.key.as_str()) => forms.div_ceil(2),
+            Content::Sentence { .. } => forms.div_ceil(4),
+            _ => forms,
+        };
         for body in restate(fact, names.subjects(fact), forms, &mut rng) {
             let evidence = Some(fact.evidence.clone());
             examples.push(Example::new(origin, body, evidence, Verdict::Accepted));
@@ -111,6 +118,15 @@ pub(crate) fn forms(passage: &Passage, names: &Names, limits: &Limits) -> Vec<Ex
     }
     examples.truncate(limits.per_chunk);
     examples
+}
+
+/// The subject of a table row as a whole. Its forms name all its attributes, so each of these
+/// needs fewer of its own; a sentence seldom tells what can be asked for.
+fn recorded(content: &Content) -> Option<&str> {
+    match content {
+        Content::Record { subject, .. } => Some(&subject.key),
+        _ => None,
+    }
 }
 
 fn distinct(facts: Vec<Fact>) -> Vec<Fact> {

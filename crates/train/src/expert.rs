@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use store::lines::Appender;
 
 use crate::checkpoint::State;
+use crate::muon::{self, Matrix};
 use crate::schedule::{self, Plan};
 use crate::step::{self, Losses, Material};
-use crate::{Error, Options, Sample};
+use crate::{Error, Optimizer, Options, Sample};
 
 /// The finished expert in its artifact's folder.
 pub const EXPERT_FILE: &str = "expert.safetensors";
@@ -192,21 +193,39 @@ impl Run<'_> {
     }
 
     fn update(&mut self, norm: f32, learning_rate: f32) {
+        let options = self.options;
         let adamw = AdamW {
             learning_rate,
             beta1: 0.9,
             beta2: 0.99,
             eps: 1e-8,
-            weight_decay: self.options.weight_decay,
+            weight_decay: options.weight_decay,
             step: self.state.step as u32 + 1,
-            gradient_scale: (self.options.clip / norm.max(1e-12)).min(1.0),
+            gradient_scale: (options.clip / norm.max(1e-12)).min(1.0),
         };
+        let router = AdamW { learning_rate: options.router_rate * learning_rate, ..adamw };
         let states = self.state.mean.tensors_mut().zip(self.state.square.tensors_mut());
         let tensors = self.gradients.tensors().zip(self.state.weights.tensors_mut()).zip(states);
-        for (((name, _, gradient), weights), (mean, square)) in tensors {
-            let rate = if name.ends_with("router") { self.options.router_rate } else { 1.0 };
-            let step = AdamW { learning_rate: learning_rate * rate, ..adamw };
-            ops::adamw(self.pool, weights, gradient, mean, square, step);
+        let mut matrices = Vec::new();
+        for (((name, [rows, columns], gradient), weights), (mean, square)) in tensors {
+            if name.ends_with("router") {
+                ops::adamw(self.pool, weights, gradient, mean, square, router);
+            } else if options.optimizer == Optimizer::AdamW {
+                ops::adamw(self.pool, weights, gradient, mean, square, adamw);
+            } else {
+                // Gate and up stand one above the other and are matrices of their own.
+                let rows = if name.ends_with("gate_up") { rows / 2 } else { rows };
+                let size = rows * columns;
+                let parts = weights.chunks_exact_mut(size).zip(gradient.chunks_exact(size));
+                let parts = parts.zip(mean.chunks_exact_mut(size));
+                matrices.extend(parts.map(|((weights, gradient), momentum)| Matrix {
+                    rows,
+                    weights,
+                    gradient,
+                    momentum,
+                }));
+            }
         }
+        muon::update(self.pool, &mut matrices, learning_rate, options.weight_decay);
     }
 }

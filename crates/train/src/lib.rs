@@ -7,6 +7,7 @@
 mod checkpoint;
 mod expert;
 pub mod join;
+mod muon;
 mod options;
 mod sample;
 mod schedule;
@@ -15,7 +16,7 @@ mod step;
 use std::path::PathBuf;
 
 pub use expert::{EXPERT_FILE, Job, Progress, Summary, train_expert};
-pub use options::Options;
+pub use options::{Optimizer, Options};
 pub use sample::{Material, Sample, samples};
 
 /// What can go wrong in training.

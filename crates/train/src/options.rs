@@ -2,6 +2,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
+/// What moves the expert's matrices; its router rows always go by AdamW.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    AdamW,
+    Muon,
+}
+
 /// How an expert is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -11,6 +19,7 @@ pub struct Options {
     /// The first layer with a part of the expert, as a share of the decoder's depth: layers below
     /// run forward once and never backward.
     pub first_layer: f32,
+    pub optimizer: Optimizer,
     pub learning_rate: f32,
     /// The router row's rate, as a multiple of `learning_rate`.
     pub router_rate: f32,
@@ -45,18 +54,19 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            width: 512,
-            first_layer: 0.5,
-            learning_rate: 2e-3,
-            router_rate: 1.0,
-            passes: 4,
+            width: 128,
+            first_layer: 0.0,
+            optimizer: Optimizer::Muon,
+            learning_rate: 1e-2,
+            router_rate: 0.5,
+            passes: 2,
             example_repeats: 1,
-            batch_tokens: 512,
-            sequence_tokens: 512,
+            batch_tokens: 256,
+            sequence_tokens: 256,
             prompt_weight: 0.0,
-            negative_share: 0.12,
-            kl_weight: 1.0,
-            null_weight: 0.1,
+            negative_share: 0.25,
+            kl_weight: 4.0,
+            null_weight: 0.5,
             own_weight: 0.1,
             warmup: 0.05,
             weight_decay: 0.0,
@@ -75,14 +85,14 @@ impl Options {
             Err(Error::Option { name, value, expected: expected.into() })
         };
         if !(1..=1 << 16).contains(&self.width) {
-            return fail("width", self.width.to_string(), "use 1 to 65536, 512 for instance");
+            return fail("width", self.width.to_string(), "use 1 to 65536, 128 for instance");
         }
         if !(0.0..1.0).contains(&self.first_layer) {
             let expected = "use a share of the depth from 0 to below 1";
             return fail("first_layer", self.first_layer.to_string(), expected);
         }
         if !(self.learning_rate > 0.0 && self.learning_rate < 1.0) {
-            let expected = "use a rate between 0 and 1, 5e-4 for instance";
+            let expected = "use a rate between 0 and 1, 1e-2 for instance";
             return fail("learning_rate", self.learning_rate.to_string(), expected);
         }
         if self.passes == 0 {

@@ -130,7 +130,7 @@ fn refused(options: Options, material: &[Material]) -> String {
 #[test]
 fn what_cannot_work_is_refused_with_the_value() {
     insta::assert_snapshot!(refused(options(), &[]), @"nothing to learn from: 0 texts and examples; add documents, or run `artel synth` again");
-    insta::assert_snapshot!(refused(Options { width: 0, ..options() }, &material()), @"option width is 0; use 1 to 65536, 512 for instance");
+    insta::assert_snapshot!(refused(Options { width: 0, ..options() }, &material()), @"option width is 0; use 1 to 65536, 128 for instance");
     insta::assert_snapshot!(refused(Options { first_layer: 1.0, ..options() }, &material()), @"option first_layer is 1; use a share of the depth from 0 to below 1");
     insta::assert_snapshot!(refused(Options { batch_tokens: 32, ..options() }, &material()), @"option batch_tokens is 32 with sequence_tokens 64; a step must hold a sequence of at least 2 tokens");
     let question_only = [Material::Chat(vec![message("user", "Why?")])];

@@ -68,8 +68,8 @@ const PROMPTS: [&str; 32] = [
 pub(crate) fn recipe_config(stages: &Stages) -> Value {
     let background = &stages.config.background;
     json!({
-        "texts": background.texts.unwrap_or(2 * PROMPTS.len()),
-        "tokens": background.tokens.unwrap_or(128),
+        "texts": background.texts.unwrap_or(4 * PROMPTS.len()),
+        "tokens": background.tokens.unwrap_or(48),
     })
 }
 

@@ -80,7 +80,7 @@ fn the_same_seed_gives_the_same_bytes_and_held_out_text_is_never_used() {
         "held-out text in examples"
     );
     assert_eq!((summary.chunks, summary.chunks_held_out), (2, 2));
-    assert!(summary.total.accepted > 200, "{}", summary.total.accepted);
+    assert!(summary.total.accepted > 120, "{}", summary.total.accepted);
 }
 
 #[test]

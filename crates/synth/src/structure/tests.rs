@@ -58,7 +58,7 @@ fn forms_of_a_chunk() {
 /// asked for.
 #[test]
 fn facts_are_restated_often_and_in_both_directions() {
-    let examples = made(TEXT, 16);
+    let examples = made(TEXT, 32);
     for (code, meaning) in [("E-217", "coolant level low"), ("E-218", "door loop open")] {
         let about: Vec<String> = examples
             .iter()
@@ -71,7 +71,7 @@ fn facts_are_restated_often_and_in_both_directions() {
         assert!(about.len() >= 10, "{code}: {about:#?}");
         assert!(answered(meaning) >= 3 && answered(&code.to_lowercase()) >= 3, "{about:#?}");
     }
-    let lines: Vec<String> = examples.iter().map(line).collect();
+    let lines: Vec<String> = made(TEXT, 64).iter().map(line).collect();
     assert!(
         lines.iter().any(|l| l.contains("ow often must the strainer at washer W2 be cleaned?")),
         "{lines:#?}"
