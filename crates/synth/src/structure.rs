@@ -106,6 +106,7 @@ pub(crate) fn forms(passage: &Passage, names: &Names, limits: &Limits) -> Vec<Ex
             teacher: "structure",
             fact: &id,
         };
+        // A row's forms name all its attributes; a sentence seldom tells what can be asked for.
         let forms = match &fact.content {
             Content::Attribute(a) if recorded.contains(a.subject.key.as_str()) => forms.div_ceil(2),
             Content::Sentence { .. } => forms.div_ceil(4),
@@ -120,8 +121,7 @@ pub(crate) fn forms(passage: &Passage, names: &Names, limits: &Limits) -> Vec<Ex
     examples
 }
 
-/// The subject of a table row as a whole. Its forms name all its attributes, so each of these
-/// needs fewer of its own; a sentence seldom tells what can be asked for.
+/// The subject of a fact that states a whole table row.
 fn recorded(content: &Content) -> Option<&str> {
     match content {
         Content::Record { subject, .. } => Some(&subject.key),

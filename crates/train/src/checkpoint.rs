@@ -1,4 +1,4 @@
-//! The state of a training run: the expert's weights and AdamW's two means.
+//! The state of a training run: the expert's weights and the optimisers' running means.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ pub(crate) struct State {
     /// Steps done.
     pub(crate) step: usize,
     pub(crate) weights: ExpertWeights,
-    /// Running mean of the gradient.
+    /// Running mean of the gradient; Muon's momentum.
     pub(crate) mean: ExpertWeights,
-    /// Running mean of its square.
+    /// Running mean of its square; zero where Muon moves the weights.
     pub(crate) square: ExpertWeights,
 }
 

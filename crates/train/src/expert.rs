@@ -28,8 +28,8 @@ pub struct Progress {
     pub steps: usize,
     /// Cross-entropy on the material, nats per weighted token.
     pub loss: f32,
-    /// KL(base ‖ model) on the base's own text, nats per token.
-    pub kl: f32,
+    /// KL(base ‖ model) on the base's own text, nats per token; none in a step without such text.
+    pub kl: Option<f32>,
     pub gradient_norm: f32,
     pub learning_rate: f32,
     /// Tokens of the step, the base's own text included.
@@ -109,13 +109,15 @@ pub fn train_expert(
     run.state.weights.write(&folder.join(EXPERT_FILE))?;
     State::discard(folder)?;
     let last = &lines[lines.len() - (lines.len() / 10).max(1)..];
-    let mean =
-        |value: fn(&Progress) -> f32| last.iter().map(value).sum::<f32>() / last.len() as f32;
+    let mean = |value: fn(&Progress) -> Option<f32>| {
+        let values: Vec<f32> = last.iter().filter_map(value).collect();
+        values.iter().sum::<f32>() / values.len().max(1) as f32
+    };
     Ok(Summary {
         steps: lines.len(),
         tokens: samples.iter().map(|s| s.tokens.len()).sum(),
         parameters: run.state.weights.parameters(),
-        loss: mean(|l| l.loss),
+        loss: mean(|l| Some(l.loss)),
         kl: mean(|l| l.kl),
     })
 }
@@ -169,7 +171,7 @@ impl Run<'_> {
         let norm = norm.sqrt() as f32;
         let learning_rate = schedule::rate(self.options, self.state.step, self.plan.steps.len());
         let Losses { material: loss, kl } = losses;
-        if !(loss.is_finite() && kl.is_finite() && norm.is_finite()) {
+        if ![loss, kl.unwrap_or(0.0), norm].iter().all(|figure| figure.is_finite()) {
             self.state.save(self.folder)?;
             return Err(Error::NotFinite {
                 step: self.state.step + 1,

@@ -65,8 +65,8 @@ fn orthogonalise(mut x: Vec<f32>, rows: usize, columns: usize) -> Vec<f32> {
     let small = rows.min(columns);
     let (mut gram, mut factor) = (vec![0.0; small * small], vec![0.0; small * small]);
     let mut next = vec![0.0; x.len()];
+    let tall = rows > columns;
     for _ in 0..ITERATIONS {
-        let tall = rows > columns;
         let by_columns = || Packed::columns(pool, precision, &x, rows, columns);
         let by_rows = || Packed::rows(pool, precision, &x, rows, columns);
         let square = |values: &[f32]| Packed::rows(pool, precision, values, small, small);

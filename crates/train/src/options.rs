@@ -33,7 +33,7 @@ pub struct Options {
     pub sequence_tokens: usize,
     /// The weight of a question's tokens in the loss; an answer's have 1.
     pub prompt_weight: f32,
-    /// Tokens of the base's own text in a step, as a share of `batch_tokens`.
+    /// Tokens of the base's own text beside a step, on average, as a share of `batch_tokens`.
     pub negative_share: f32,
     /// Weight of KL(base ‖ model) on the base's own text, beside the loss on the material.
     pub kl_weight: f32,
@@ -44,7 +44,8 @@ pub struct Options {
     /// Share of the steps in which the rate rises from 0; it then falls along a cosine to 10 %.
     pub warmup: f32,
     pub weight_decay: f32,
-    /// The gradient's global norm is clipped to this.
+    /// The gradient's global norm is clipped to this for AdamW; Muon's steps have a size of their
+    /// own.
     pub clip: f32,
     /// Seconds between checkpoints.
     pub checkpoint_seconds: u64,

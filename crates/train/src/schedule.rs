@@ -86,9 +86,12 @@ mod tests {
         };
         let plan = Plan::new(&samples, &[vec![0; 10], vec![0; 10]], &options);
         let mut seen = vec![0; samples.len()];
-        for step in &plan.steps {
+        let mut shown = 0;
+        for (index, step) in plan.steps.iter().enumerate() {
             assert!(step.samples.iter().map(|&i| samples[i].tokens.len()).sum::<usize>() <= 64);
-            assert!((1..=2).contains(&step.negatives.len()), "a share of 0.2 is 12 tokens of 10");
+            shown += 10 * step.negatives.len();
+            let share = 12 * (index + 1);
+            assert!((share..share + 10).contains(&shown), "a share of 0.2 is 12 tokens a step");
             step.samples.iter().for_each(|&i| seen[i] += 1);
         }
         assert!(seen.iter().all(|&n| n == 2));

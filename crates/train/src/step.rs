@@ -26,8 +26,8 @@ const STEM_BYTES: usize = 2 << 30;
 pub(crate) struct Losses {
     /// Nats per weighted token of the material.
     pub(crate) material: f32,
-    /// KL(base ‖ model) on the base's own text, nats per token.
-    pub(crate) kl: f32,
+    /// KL(base ‖ model) on the base's own text, nats per token; none in a step without such text.
+    pub(crate) kl: Option<f32>,
 }
 
 impl<'a> Material<'a> {
@@ -121,7 +121,7 @@ pub(crate) fn run(
     let base: Vec<&[f32]> =
         step.negatives.iter().map(|&i| material.base_hidden[i].as_slice()).collect();
     let first = other.first().map_or(0, |range| range.start);
-    let kl = head.divergence(first, &base.concat(), options.kl_weight);
+    let kl = (!base.is_empty()).then(|| head.divergence(first, &base.concat(), options.kl_weight));
 
     let layers = gradients.layers.iter().filter(|l| !l.is_empty()).count() as f32;
     let (own_tokens, other_tokens) = (first.max(1), batch.tokens.len() - first);
@@ -185,6 +185,6 @@ impl Head<'_> {
             let d = self.decoder.logits_backward(self.pool, &logits);
             ops::add(self.pool, &mut self.d_hidden[rows], &d);
         }
-        sum / count.max(1) as f32
+        sum / count as f32
     }
 }

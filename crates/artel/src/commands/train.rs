@@ -106,8 +106,11 @@ pub(crate) fn stage(
         negatives: &negatives,
         options: &options,
     };
+    // Of the last step that had some of the base's own text.
+    let mut divergence = 0.0;
     let summary = train::train_expert(&job, &stages.pool(), &mut model.decoder, &mut |at| {
-        let note = format!("loss {:.2}, KL {:.3}", at.loss, at.kl);
+        divergence = at.kl.unwrap_or(divergence);
+        let note = format!("loss {:.2}, KL {divergence:.3}", at.loss);
         progress.set(at.step as u64, at.steps as u64, &note);
     })?;
     drop(progress);

@@ -38,6 +38,16 @@ fn line(example: &Example) -> String {
     }
 }
 
+/// The examples of `recipes`, in small letters, that name both.
+fn about(examples: &[Example], recipes: &[&str], code: &str, meaning: &str) -> Vec<String> {
+    examples
+        .iter()
+        .filter(|example| recipes.contains(&example.recipe.as_str()))
+        .map(|example| line(example).to_lowercase())
+        .filter(|line| line.contains(&code.to_lowercase()) && line.contains(meaning))
+        .collect()
+}
+
 #[test]
 fn facts_of_a_chunk() {
     let names = Names::of(std::iter::once(passage(TEXT)));
@@ -58,19 +68,19 @@ fn forms_of_a_chunk() {
 /// asked for.
 #[test]
 fn facts_are_restated_often_and_in_both_directions() {
+    // A row's attribute has half of the forms for itself, and the row's own besides.
     let examples = made(TEXT, 32);
     for (code, meaning) in [("E-217", "coolant level low"), ("E-218", "door loop open")] {
-        let about: Vec<String> = examples
-            .iter()
-            .filter(|example| example.recipe == "structure/attribute")
-            .map(|example| line(example).to_lowercase())
-            .filter(|line| line.contains(&code.to_lowercase()) && line.contains(meaning))
-            .collect();
+        let about = about(&examples, &["structure/attribute"], code, meaning);
         let answered =
             |answer: &str| about.iter().filter(|l| l.ends_with(&format!("→ {answer}"))).count();
         assert!(about.len() >= 10, "{code}: {about:#?}");
         assert!(answered(meaning) >= 3 && answered(&code.to_lowercase()) >= 3, "{about:#?}");
+        let made = made(TEXT, crate::Options::default().forms);
+        let about = self::about(&made, &["structure/attribute", "structure/row"], code, meaning);
+        assert!(about.len() >= 10, "{code} by default: {about:#?}");
     }
+    // A sentence has a quarter of the forms: sixteen here.
     let lines: Vec<String> = made(TEXT, 64).iter().map(line).collect();
     assert!(
         lines.iter().any(|l| l.contains("ow often must the strainer at washer W2 be cleaned?")),
