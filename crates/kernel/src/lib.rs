@@ -3,8 +3,11 @@
 //! Each operation is one safe function that checks lengths, then dispatches once to the best
 //! version for this CPU; the scalar version is the oracle that the others are tested against.
 
+mod arena;
 pub mod attention;
+mod bandwidth;
 pub mod cpu;
+mod gate;
 mod gemm;
 pub mod loss;
 mod mapped;
@@ -13,6 +16,9 @@ pub mod ops;
 mod pool;
 pub mod quant;
 
+pub use arena::Arena;
+pub use bandwidth::Readable;
+pub use gate::{Gate, gated};
 pub use gemm::{Left, Output, Packed, matmul};
 pub use mapped::MappedFile;
 pub use memory::keep_freed_memory;

@@ -34,7 +34,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
@@ -83,6 +83,39 @@ fn norm_rows(out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
         let scale = inverse_rms(x, eps);
         for i in 0..cols {
             out[i] = x[i] * scale * weight[i];
+        }
+    }
+}
+}
+
+/// [`rms_norm`] of each of `heads` heads in every row, in place.
+///
+/// **Shapes**: x `[tokens, stride]`, whose heads begin at `first`; weight `[head_dim]`.
+pub fn rms_norm_heads(
+    pool: &Pool,
+    x: &mut [f32],
+    stride: usize,
+    first: usize,
+    heads: usize,
+    weight: &[f32],
+    eps: f32,
+) {
+    let width = heads * weight.len();
+    assert!(x.len().is_multiple_of(stride) && first + width <= stride, "heads in rows of {stride}");
+    let rows = task_rows(width);
+    pool.pieces(x, rows * stride, |_, piece| {
+        for row in piece.chunks_exact_mut(stride) {
+            norm_heads(&mut row[first..first + width], weight, eps);
+        }
+    });
+}
+
+multiversion! {
+fn norm_heads(x: &mut [f32], weight: &[f32], eps: f32) {
+    for head in x.chunks_exact_mut(weight.len()) {
+        let scale = inverse_rms(head, eps);
+        for i in 0..weight.len() {
+            head[i] = head[i] * scale * weight[i];
         }
     }
 }

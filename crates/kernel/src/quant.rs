@@ -5,7 +5,21 @@
 //!
 //! Source: ggml `ggml-quants.c` (`dequantize_row_*`, `quantize_row_*_ref`) and `gguf/quants.py`.
 
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod blocks;
+mod portable;
+mod product;
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod vector;
+
+pub use activations::Activations;
+pub use product::{Isa, gated_product, product};
+pub use tiles::Tiles;
 
 /// How the numbers of a matrix are stored.
 #[allow(non_camel_case_types)]
@@ -36,6 +50,8 @@ pub enum Error {
     NotWritable { format: Format },
     #[error("{value} does not fit {format}; write bf16 or f32")]
     Overflow { format: Format, value: f32 },
+    #[error("{rows} rows in {format} cannot be stacked in tiles of 16 rows of a block format")]
+    Untiled { format: Format, rows: usize },
 }
 
 impl Format {

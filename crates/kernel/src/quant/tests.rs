@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 
-fn fixture(name: &str) -> Vec<u8> {
+pub(super) fn fixture(name: &str) -> Vec<u8> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quant");
     std::fs::read(folder.join(name)).unwrap()
 }

@@ -1,0 +1,199 @@
+//! Products of rounded activations with tiled weights.
+//!
+//! Of each sub-block of 32 values, a weight is `scale · q + offset`, `q` a small unsigned integer,
+//! and an activation `s · a`, `a` of 8 bits. The sum over `q · a` is exact in 32 bits; the rest is
+//! f32, in one order for each output, so that a row's result depends on nothing beside it.
+
+use super::Format;
+use super::activations::{Activations, Scale};
+use super::portable;
+use super::tiles::{SUB, TILE, Tile, Tiles};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+use crate::gate::{Gate, gate_tiles};
+use crate::gemm::Output;
+use crate::pool::{Pool, SendPtr};
+
+/// Rows of activations that share the work of unpacking a tile.
+const ROW_BLOCK: usize = 64;
+/// Bytes of weights that make a task worth claiming.
+const TASK_BYTES: usize = 24 * 1024;
+
+/// The versions of the product.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Isa {
+    /// The oracle, vectorised by the compiler for the build's target.
+    Portable,
+    /// AVX2: `maddubs`.
+    Avx2,
+    /// AVX-512 with VNNI: `dpbusd`.
+    Avx512Vnni,
+}
+
+impl Isa {
+    /// The best of this CPU.
+    pub fn best() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+
+            use crate::cpu::{Level, level};
+            if level() == Level::Avx512 && has!("avx512vnni") && has!("f16c") {
+                return Isa::Avx512Vnni;
+            }
+            if level() >= Level::Avx2 && has!("f16c") {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Portable
+    }
+
+    /// Those that this CPU can run.
+    pub fn available() -> Vec<Isa> {
+        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni];
+        let end = all.iter().position(|isa| *isa == Isa::best()).map_or(0, |at| at + 1);
+        all[..end].to_vec()
+    }
+
+    /// `portable`, `avx2`, `avx512-vnni`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512Vnni => "avx512-vnni",
+        }
+    }
+}
+
+/// `out = x · weightsᵀ`, or `out += x · weightsᵀ`.
+///
+/// The result is that of the rounded activations and the formats' own values, up to the rounding
+/// of f32 sums.
+///
+/// **Shapes**: x `[m, cols]`, weights `[rows, cols]`, out `[m, rows]`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn product(pool: &Pool, out: &mut [f32], x: &Activations, weights: &Tiles, mode: Output) {
+    let isa = Isa::best();
+    let (m, n) = (x.rows(), weights.rows());
+    assert_eq!((x.cols, out.len()), (weights.cols(), m * n), "product of [{m}, {}]", x.cols);
+    let group = group(pool, weights, weights.count(), m);
+    let base = SendPtr(out.as_mut_ptr());
+    pool.run(weights.count().div_ceil(group), &|task| {
+        let tiles = task * group..weights.count().min((task + 1) * group);
+        let mut sums = [[0.0; TILE]; ROW_BLOCK];
+        for first in (0..m).step_by(ROW_BLOCK) {
+            let rows = x.slice(first, ROW_BLOCK.min(m - first));
+            for index in tiles.clone() {
+                let tile = weights.tile(index);
+                let sums = &mut sums[..rows.count];
+                tile_product(isa, &tile, rows, sums);
+                for (row, sums) in sums.iter().enumerate() {
+                    // SAFETY: rows of `out` are n long and hold this tile's columns, which
+                    // belong to this task alone.
+                    let to = unsafe {
+                        let at = base.get().add((first + row) * n + index * TILE);
+                        std::slice::from_raw_parts_mut(at, tile.rows)
+                    };
+                    for (to, sum) in to.iter_mut().zip(sums) {
+                        *to = if mode == Output::Add { *to + sum } else { *sum };
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// The inner values of a gated feed-forward: `out = gate(x · Gᵀ) · (x · Uᵀ)`, `weights` being the
+/// rows of `G`, then as many of `U`.
+///
+/// **Shapes**: x `[m, cols]`, weights `[2·width, cols]`, out `[m, width]`.
+///
+/// # Panics
+/// If a length does not fit the shapes, or `width` is no multiple of 16.
+pub fn gated_product(pool: &Pool, out: &mut [f32], x: &Activations, weights: &Tiles, gate: Gate) {
+    let isa = Isa::best();
+    let (m, width) = (x.rows(), weights.rows() / 2);
+    assert!(width.is_multiple_of(TILE) && weights.rows() == 2 * width, "width {width}");
+    assert_eq!((x.cols, out.len()), (weights.cols(), m * width), "product of [{m}, {}]", x.cols);
+    let tiles = width / TILE;
+    let group = group(pool, weights, tiles, m);
+    let base = SendPtr(out.as_mut_ptr());
+    pool.run(tiles.div_ceil(group), &|task| {
+        let range = task * group..tiles.min((task + 1) * group);
+        let mut gates = [[0.0; TILE]; ROW_BLOCK];
+        let mut ups = [[0.0; TILE]; ROW_BLOCK];
+        for first in (0..m).step_by(ROW_BLOCK) {
+            let rows = x.slice(first, ROW_BLOCK.min(m - first));
+            for index in range.clone() {
+                let (gates, ups) = (&mut gates[..rows.count], &mut ups[..rows.count]);
+                tile_product(isa, &weights.tile(index), rows, gates);
+                tile_product(isa, &weights.tile(tiles + index), rows, ups);
+                gate_tiles(gate, gates, ups);
+                for (row, values) in gates.iter().enumerate() {
+                    // SAFETY: rows of `out` are `width` long and hold this tile's columns, which
+                    // belong to this task alone.
+                    unsafe {
+                        let at = base.get().add((first + row) * width + index * TILE);
+                        std::ptr::copy_nonoverlapping(values.as_ptr(), at, TILE);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Tiles of a task: several tasks for each thread, but none too small.
+fn group(pool: &Pool, weights: &Tiles, tiles: usize, m: usize) -> usize {
+    let tile_bytes = weights.bytes() / weights.count();
+    let least = (TASK_BYTES / m.min(16)).div_ceil(tile_bytes);
+    tiles.div_ceil(pool.threads() * 8).max(least)
+}
+
+/// Some rows of [`Activations`].
+#[derive(Clone, Copy)]
+pub(crate) struct Slice<'a> {
+    pub(crate) count: usize,
+    pub(crate) cols: usize,
+    pub(crate) quants: &'a [i8],
+    pub(crate) scales: &'a [Scale],
+}
+
+impl Activations {
+    fn slice(&self, first: usize, count: usize) -> Slice<'_> {
+        let (cols, subs) = (self.cols, self.cols / SUB);
+        let quants = &self.quants[first * cols..(first + count) * cols];
+        let scales = &self.scales[first * subs..(first + count) * subs];
+        Slice { count, cols, quants, scales }
+    }
+}
+
+/// **Shapes**: sums `[x.count]`, each the outputs of the tile's rows.
+pub(crate) fn tile_product(isa: Isa, tile: &Tile, x: Slice, sums: &mut [[f32; TILE]]) {
+    let blocks = x.cols / tile.format.block_len();
+    assert_eq!(tile.bytes.len(), blocks * tile.format.block_bytes() * TILE, "a tile's bytes");
+    assert!(sums.len() == x.count && x.quants.len() == x.count * x.cols);
+    assert_eq!(x.scales.len() * SUB, x.quants.len());
+    match isa {
+        Isa::Portable => portable::tile(tile, x, sums),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Isa::best` and `Isa::available` name only what the CPU has; the lengths were
+        // just checked.
+        Isa::Avx2 => unsafe { avx2::tile(tile, x, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512Vnni => unsafe { avx512::tile(tile, x, sums) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::Avx512Vnni => unreachable!("not available on this CPU"),
+    }
+}
+
+/// Whether all values of a sub-block have one scale; Q6_K's halves have one each.
+pub(crate) const fn one_scale(format: Format) -> bool {
+    !matches!(format, Format::Q6_K)
+}
+
+#[cfg(test)]
+#[path = "product_tests.rs"]
+mod tests;
