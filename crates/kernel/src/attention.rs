@@ -73,12 +73,19 @@ pub struct Sequence<'a> {
     pub keys: Rows<'a>,
     pub values: Rows<'a>,
     pub kv: Range<usize>,
+    /// Keys that a query sees, the newest ones, its own being the last; all if none is given.
+    pub window: Option<usize>,
 }
 
 impl Sequence<'_> {
     /// Keys that stand before the first query.
     fn past(&self) -> usize {
         self.kv.len() - self.queries.len()
+    }
+
+    /// How many of the first `seen` keys lie before the window.
+    fn out_of_sight(&self, seen: usize) -> usize {
+        self.window.map_or(0, |window| seen.saturating_sub(window))
     }
 }
 
@@ -118,7 +125,9 @@ pub fn forward(
         };
         if sequence.queries.len() < FEW_ROWS {
             for (index, row) in sequence.queries.clone().enumerate() {
-                let kv = sequence.kv.start..sequence.kv.start + sequence.past() + index + 1;
+                let seen = sequence.past() + index + 1;
+                let start = sequence.kv.start;
+                let kv = start + sequence.out_of_sight(seen)..start + seen;
                 let query = queries.head(row, head, heads.head_dim);
                 let (values, log_sum) = attend_row(query, sequence, kv, head, heads);
                 store(row, &values, log_sum);
@@ -190,6 +199,11 @@ fn attend_blocks(
         let block = queries.copy_head(rows.clone(), head, dim);
         let mut scores = vec![0.0; rows.len() * seen];
         matmul_part(&mut scores, &block, &keys, seen, dim, Output::Replace);
+        for (index, row) in scores.chunks_exact_mut(seen).enumerate() {
+            let last = sequence.past() + first + index + 1;
+            // What a key weighs is the exponential of its score.
+            row[..sequence.out_of_sight(last)].fill(f32::NEG_INFINITY);
+        }
         let sums = softmax_rows(&mut scores, seen, sequence.past() + first + 1, heads.scale());
         let mut out = vec![0.0; rows.len() * dim];
         matmul_part(&mut out, &scores, &values, dim, seen, Output::Replace);
@@ -409,6 +423,14 @@ mod tests {
     }
 
     fn run(qkv: &[f32], sequences: &[Range<usize>]) -> (Vec<f32>, Vec<f32>) {
+        run_windowed(qkv, sequences, None)
+    }
+
+    fn run_windowed(
+        qkv: &[f32],
+        sequences: &[Range<usize>],
+        window: Option<usize>,
+    ) -> (Vec<f32>, Vec<f32>) {
         let stride = HEADS.qkv_width();
         let tokens = qkv.len() / stride;
         let rows = |offset| Rows { values: qkv, stride, offset };
@@ -419,6 +441,7 @@ mod tests {
                 keys: rows(HEADS.heads * HEADS.head_dim),
                 values: rows((HEADS.heads + HEADS.kv_heads) * HEADS.head_dim),
                 kv: r.clone(),
+                window,
             })
             .collect();
         let mut out = vec![0.0; tokens * HEADS.heads * HEADS.head_dim];
@@ -434,6 +457,23 @@ mod tests {
         let (out, _) = run(&qkv, &sequences);
         for (i, (a, b)) in out.iter().zip(oracle(&qkv, &sequences)).enumerate() {
             assert!((f64::from(*a) - b).abs() < 1e-5, "{i}: {a} against {b}");
+        }
+    }
+
+    #[test]
+    fn a_window_hides_all_but_the_newest_keys() {
+        let qkv = wave(150 * HEADS.qkv_width(), 0.2);
+        for (rows, window) in [(0..150, 1), (0..150, 7), (0..150, 70), (0..4, 2)] {
+            let (out, _) = run_windowed(&qkv, std::slice::from_ref(&rows), Some(window));
+            for row in rows {
+                // The last row of a sequence that begins with the window.
+                let seen = (row + 1).saturating_sub(window)..row + 1;
+                let expected = oracle(&qkv, std::slice::from_ref(&seen));
+                let width = HEADS.heads * HEADS.head_dim;
+                for i in row * width..(row + 1) * width {
+                    assert!((f64::from(out[i]) - expected[i]).abs() < 1e-5, "{row} {window}");
+                }
+            }
         }
     }
 

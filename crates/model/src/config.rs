@@ -19,6 +19,9 @@ pub enum Family {
     Llama,
     /// The same with department experts beside the feed-forward, which is shared by all tokens.
     GraniteMoeShared,
+    /// Gemma 3's text model: norms before and behind each part, normed queries and keys, GELU, and
+    /// layers that see a window only.
+    Gemma3,
 }
 
 /// The shape of a model, checked: every size is in its limit and they agree with each other.
@@ -35,6 +38,9 @@ pub struct Config {
     pub intermediate: usize,
     pub norm_eps: f32,
     pub rope_theta: f32,
+    /// Layers that see the newest tokens only, where there are such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<Windows>,
     /// Tokens the model was trained to see at once.
     pub context: usize,
     /// Whether the output matrix is the embedding.
@@ -43,6 +49,24 @@ pub struct Config {
     /// Every token that ends an answer.
     pub eos: Vec<u32>,
     pub experts: Option<ExpertsConfig>,
+}
+
+/// Layers whose attention sees a window of the newest tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Windows {
+    /// Tokens that such a layer sees, a token itself being one of them.
+    pub tokens: usize,
+    /// The last of each so many layers sees all tokens.
+    pub full_every: usize,
+    /// Base of the rotary positions in layers with a window.
+    pub rope_theta: f32,
+}
+
+impl Windows {
+    /// Whether the layer of this index sees a window only.
+    pub fn cover(self, layer: usize) -> bool {
+        !(layer + 1).is_multiple_of(self.full_every)
+    }
 }
 
 /// Department experts beside the shared feed-forward, without the null expert.
@@ -102,6 +126,12 @@ impl Config {
             add("self_attn.v_proj", &[self.kv_heads * self.head_dim, hidden]);
             add("self_attn.o_proj", &[hidden, self.heads * self.head_dim]);
             add("post_attention_layernorm", &[hidden]);
+            if self.family == Family::Gemma3 {
+                add("self_attn.q_norm", &[self.head_dim]);
+                add("self_attn.k_norm", &[self.head_dim]);
+                add("pre_feedforward_layernorm", &[hidden]);
+                add("post_feedforward_layernorm", &[hidden]);
+            }
             let Some(experts) = &self.experts else {
                 add("mlp.gate_proj", &[width, hidden]);
                 add("mlp.up_proj", &[width, hidden]);
@@ -155,6 +185,16 @@ impl Config {
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return Err(wrong(path, "rope_theta", self.rope_theta, "must be above 0"));
+        }
+        if let Some(windows) = self.windows {
+            within(path, "the attention window", windows.tokens, MAX_CONTEXT)?;
+            if windows.tokens == 0 || windows.full_every == 0 {
+                return Err(wrong(path, "the attention window", "0", "must be at least 1"));
+            }
+            if !(windows.rope_theta.is_finite() && windows.rope_theta > 0.0) {
+                let key = "rope_theta of layers with a window";
+                return Err(wrong(path, key, windows.rope_theta, "must be above 0"));
+            }
         }
         for id in self.bos.iter().chain(&self.eos) {
             if *id as usize >= self.vocab {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use kernel::Precision;
 
-pub use config::{Config, ExpertsConfig, Family, TensorInfo};
+pub use config::{Config, ExpertsConfig, Family, TensorInfo, Windows};
 pub use decoder::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, KvCache, Purpose, Tape,
     read_experts,

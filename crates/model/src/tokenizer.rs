@@ -1,6 +1,7 @@
 //! Text to tokens and back.
 
 mod gguf;
+mod pieces;
 
 use std::path::{Path, PathBuf};
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use anyhow::{Context, Result, anyhow, bail};
 use engine::{Engine, Event, Flow, Limits, Request, Sampling};
 use kernel::Precision;
-use model::{ExpertSet, Message, Model};
+use model::{ExpertSet, Message, Model, Purpose};
 use store::{Kind, Workspace};
 
 use super::eval::expert_names;
@@ -76,7 +76,7 @@ pub(crate) fn model_folder(config: &Config, name: Option<&str>) -> Result<PathBu
 pub(crate) fn load(folder: &std::path::Path) -> Result<Model> {
     let progress = Progress::new("load", "");
     progress.say(&folder.display().to_string());
-    Ok(Model::load(folder, Precision::best())?)
+    Ok(Model::load_for(Purpose::Generation, folder, Precision::best())?)
 }
 
 /// The set of the experts named; all of them if no names are given.

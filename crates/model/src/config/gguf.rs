@@ -1,6 +1,6 @@
 //! A model's shape from the metadata of a GGUF file.
 
-use super::{Config, ExpertsConfig, Family, wrong};
+use super::{Config, ExpertsConfig, Family, Windows, wrong};
 use crate::Error;
 use crate::source::gguf::{Gguf, Value};
 
@@ -14,8 +14,9 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
     let family = match arch {
         "llama" => Family::Llama,
         "granitemoe" => Family::GraniteMoeShared,
+        "gemma3" => Family::Gemma3,
         other => {
-            let expected = "supported are llama and granitemoe";
+            let expected = "supported are llama, granitemoe and gemma3";
             let value = format!("{other:?}");
             return Err(wrong(&file.path, "general.architecture", value, expected));
         }
@@ -31,7 +32,7 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
     keys.refuse_unsupported(family, head_dim)?;
     let width = keys.size("feed_forward_length")?;
     let (intermediate, experts) = match family {
-        Family::Llama => (width, None),
+        Family::Llama | Family::Gemma3 => (width, None),
         Family::GraniteMoeShared => {
             (keys.size("expert_shared_feed_forward_length")?, Some(keys.experts(width)?))
         }
@@ -54,6 +55,7 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
         intermediate,
         norm_eps: keys.number("attention.layer_norm_rms_epsilon")? as f32,
         rope_theta: keys.number_or("rope.freq_base", 10_000.0)? as f32,
+        windows: (family == Family::Gemma3).then(|| keys.windows()).transpose()?,
         context: keys.size("context_length")?,
         tied_embeddings: !file.has("output.weight"),
         bos: token(file, "bos")?,
@@ -140,10 +142,17 @@ impl Keys<'_> {
                 return Err(self.wrong(key, "only unscaled rotary positions are supported"));
             }
         }
-        if self.number_or("attention.sliding_window", 0.0)? != 0.0 {
+        if family != Family::Gemma3 && self.number_or("attention.sliding_window", 0.0)? != 0.0 {
             return Err(self.wrong("attention.sliding_window", "is not supported"));
         }
-        if family == Family::Llama && self.number_or("expert_count", 0.0)? != 0.0 {
+        if family == Family::Gemma3 {
+            for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+                if self.number_or(key, 0.0)? != 0.0 {
+                    return Err(self.wrong(key, "is not supported"));
+                }
+            }
+        }
+        if family != Family::GraniteMoeShared && self.number_or("expert_count", 0.0)? != 0.0 {
             return Err(self.wrong("expert_count", "this family has no experts here"));
         }
         let attention = (head_dim as f64).powf(-0.5);
@@ -169,6 +178,22 @@ impl Keys<'_> {
             return Err(Error::Tensor { path, name, problem: problem.into() });
         }
         Ok(())
+    }
+
+    /// Files do not say which layers see all, nor the base of the others' positions.
+    ///
+    /// **Source**: Gemma Team 2025, arXiv 2503.19786, section 2: five local layers to a global one,
+    /// base 10k in local layers.
+    fn windows(&self) -> Result<Windows, Error> {
+        let full_every = match self.get("attention.sliding_window_pattern") {
+            Some(_) => self.size("attention.sliding_window_pattern")?,
+            None => 6,
+        };
+        Ok(Windows {
+            tokens: self.size("attention.sliding_window")?,
+            full_every,
+            rope_theta: self.number_or("rope.freq_base_swa", 10_000.0)? as f32,
+        })
     }
 
     fn experts(&self, width: usize) -> Result<ExpertsConfig, Error> {

@@ -41,6 +41,7 @@ pub(crate) fn from_huggingface(
         Family::GraniteMoeShared => {
             (keys.size("shared_intermediate_size")?, Some(keys.experts(head_dim)?))
         }
+        Family::Gemma3 => unreachable!("read from GGUF files only"),
     };
     let mut eos = keys.ids("eos_token_id")?;
     if let Some(object) = generation.and_then(Value::as_object) {
@@ -65,6 +66,7 @@ pub(crate) fn from_huggingface(
         intermediate,
         norm_eps: keys.number("rms_norm_eps")? as f32,
         rope_theta: keys.rope_theta()? as f32,
+        windows: None,
         context: keys.size("max_position_embeddings")?,
         tied_embeddings: keys.flag("tie_word_embeddings")?,
         bos: keys.ids("bos_token_id")?.first().copied(),
@@ -216,6 +218,7 @@ impl Config {
         let (model_type, class) = match self.family {
             Family::Llama => ("llama", "LlamaForCausalLM"),
             Family::GraniteMoeShared => ("granitemoeshared", "GraniteMoeSharedForCausalLM"),
+            Family::Gemma3 => unreachable!("`Export` refuses to write it"),
         };
         // Through the shortest decimal, so that 1e-5 is not written as 9.999999747378752e-6.
         let shortest = |v: f32| v.to_string().parse::<f64>().unwrap_or(f64::from(v));

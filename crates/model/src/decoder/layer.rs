@@ -2,74 +2,38 @@ use std::ops::Range;
 
 use kernel::attention::{self, Heads, Rows, Sequence};
 use kernel::ops::{self, Rotary, Rotation};
-use kernel::{Output, Packed, Pool, Precision, matmul};
+use kernel::{Gate, Output, Pool};
 
+use super::linear::Linear;
 use super::mixture::{ExpertLayer, Mixture, MixtureStash, Upstream};
 use super::{ExpertSet, Input};
-
-/// What the weights are prepared for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Purpose {
-    Inference,
-    /// Also laid out for the backward pass, at twice the memory.
-    Training,
-}
-
-/// A weight matrix `[outputs, inputs]`, laid out for its products.
-pub(super) struct Linear {
-    pub(super) precision: Precision,
-    forward: Packed,
-    backward: Option<Packed>,
-}
-
-impl Linear {
-    pub(super) fn new(
-        pool: &Pool,
-        precision: Precision,
-        purpose: Purpose,
-        values: &[f32],
-        outputs: usize,
-        inputs: usize,
-    ) -> Self {
-        let backward = (purpose == Purpose::Training)
-            .then(|| Packed::columns(pool, precision, values, outputs, inputs));
-        let forward = Packed::rows(pool, precision, values, outputs, inputs);
-        Linear { precision, forward, backward }
-    }
-
-    pub(super) fn forward(&self, pool: &Pool, out: &mut [f32], x: &[f32], mode: Output) {
-        matmul(pool, out, kernel::Left::Rows(x), &self.forward, mode);
-    }
-
-    /// `x · Wᵀ` as a new matrix.
-    pub(super) fn apply(&self, pool: &Pool, x: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; x.len() / self.forward.k() * self.forward.n()];
-        self.forward(pool, &mut out, x, Output::Replace);
-        out
-    }
-
-    /// `dx = dy · W`.
-    pub(super) fn backward(&self, pool: &Pool, dx: &mut [f32], dy: &[f32], mode: Output) {
-        let packed = self.backward.as_ref().expect("loaded for training");
-        matmul(pool, dx, kernel::Left::Rows(dy), packed, mode);
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.forward.bytes() + self.backward.as_ref().map_or(0, Packed::bytes)
-    }
-}
 
 /// One decoder layer: attention and feed-forward, each behind a norm and beside the residual.
 pub(super) struct Layer {
     pub(super) attention_norm: Vec<f32>,
     /// Queries, keys and values, one after the other: `[qkv_width, hidden]`.
     pub(super) qkv: Linear,
+    /// Of each head's queries and keys, where the family has them.
+    pub(super) head_norms: Option<HeadNorms>,
     pub(super) attention_out: Linear,
+    /// Behind the attention, where the family has it.
+    pub(super) attention_out_norm: Option<Vec<f32>>,
     pub(super) feed_forward_norm: Vec<f32>,
     /// Gate rows, then up rows: `[2·intermediate, hidden]`.
     pub(super) gate_up: Linear,
+    pub(super) gate: Gate,
     pub(super) down: Linear,
+    /// Behind the feed-forward, where the family has it.
+    pub(super) down_norm: Option<Vec<f32>>,
+    /// Tokens that the layer sees; all if none is given.
+    pub(super) window: Option<usize>,
     pub(super) mixture: Option<Mixture>,
+}
+
+/// Weights `[head_dim]`.
+pub(super) struct HeadNorms {
+    pub(super) queries: Vec<f32>,
+    pub(super) keys: Vec<f32>,
 }
 
 /// What all layers of one pass share.
@@ -78,6 +42,8 @@ pub(super) struct Pass<'a> {
     pub(super) heads: Heads,
     pub(super) eps: f32,
     pub(super) rotary: &'a Rotary,
+    /// Of layers with a window.
+    pub(super) window_rotary: Option<&'a Rotary>,
     /// `[tokens]`.
     pub(super) positions: Vec<u32>,
 }
@@ -108,12 +74,11 @@ impl Layer {
         gates: &mut [f32],
     ) {
         let qkv = self.qkv_rows(pass, x);
-        let attended = attend_cached(pass, &qkv, inputs, layer);
-        self.attention_out.forward(pass.pool, x, &attended, Output::Add);
+        let attended = attend_cached(pass, &qkv, inputs, layer, self.window);
+        self.add_part(pass, x, &self.attention_out, &attended, self.attention_out_norm.as_deref());
         let normed = self.norm(pass, x, &self.feed_forward_norm);
-        let gate_up = self.gate_up.apply(pass.pool, &normed);
-        let inner = self.activate(pass, &gate_up);
-        self.down.forward(pass.pool, x, &inner, Output::Add);
+        let inner = self.gate_up.apply_gated(pass.pool, &normed, self.gate);
+        self.add_part(pass, x, &self.down, &inner, self.down_norm.as_deref());
         if let Some(mixture) = &self.mixture
             && sets.iter().any(|set| !set.is_empty())
         {
@@ -146,6 +111,7 @@ impl Layer {
                 keys: rows(keys),
                 values: rows(values),
                 kv: s.clone(),
+                window: None,
             })
             .collect();
         attention::forward(
@@ -178,7 +144,7 @@ impl Layer {
         gradients: &mut ExpertLayer,
     ) {
         let pool = pass.pool;
-        let intermediate = self.down.forward.k();
+        let intermediate = self.down.inputs();
         let mut d_normed = vec![0.0; d.len()];
         let mut d_gate_up = stash.gate_up;
         let mut d_inner = vec![0.0; d_gate_up.len() / 2];
@@ -217,23 +183,43 @@ impl Layer {
         ops::rms_norm_backward(pool, d, &stash.x, &self.attention_norm, pass.eps, &d_normed);
     }
 
+    /// Adds the product to the residual, behind its norm where there is one.
+    fn add_part(
+        &self,
+        pass: &Pass,
+        x: &mut [f32],
+        linear: &Linear,
+        inner: &[f32],
+        norm: Option<&[f32]>,
+    ) {
+        match norm {
+            None => linear.forward(pass.pool, x, inner, Output::Add),
+            Some(norm) => {
+                let part = self.norm(pass, &linear.apply(pass.pool, inner), norm);
+                ops::add(pass.pool, x, &part);
+            }
+        }
+    }
+
     /// Queries, keys and values of the normed rows, queries and keys rotated.
     fn qkv_rows(&self, pass: &Pass, x: &[f32]) -> Vec<f32> {
         let mut qkv = self.qkv.apply(pass.pool, &self.norm(pass, x, &self.attention_norm));
+        if let Some(norms) = &self.head_norms {
+            let Heads { heads, kv_heads, head_dim } = pass.heads;
+            let stride = pass.heads.qkv_width();
+            let (queries, keys) = (&norms.queries, &norms.keys);
+            ops::rms_norm_heads(pass.pool, &mut qkv, stride, 0, heads, queries, pass.eps);
+            let at = heads * head_dim;
+            ops::rms_norm_heads(pass.pool, &mut qkv, stride, at, kv_heads, keys, pass.eps);
+        }
         self.rotate(pass, &mut qkv, Rotation::Forward);
         qkv
     }
 
     fn rotate(&self, pass: &Pass, qkv: &mut [f32], direction: Rotation) {
         let rotated = pass.heads.heads + pass.heads.kv_heads;
-        pass.rotary.rotate(
-            pass.pool,
-            qkv,
-            pass.heads.qkv_width(),
-            rotated,
-            &pass.positions,
-            direction,
-        );
+        let rotary = self.window.and(pass.window_rotary).unwrap_or(pass.rotary);
+        rotary.rotate(pass.pool, qkv, pass.heads.qkv_width(), rotated, &pass.positions, direction);
     }
 
     fn norm(&self, pass: &Pass, x: &[f32], weight: &[f32]) -> Vec<f32> {
@@ -245,7 +231,7 @@ impl Layer {
     /// SwiGLU of the feed-forward.
     fn activate(&self, pass: &Pass, gate_up: &[f32]) -> Vec<f32> {
         let mut inner = vec![0.0; gate_up.len() / 2];
-        ops::swiglu(pass.pool, &mut inner, gate_up, self.down.forward.k());
+        ops::swiglu(pass.pool, &mut inner, gate_up, self.down.inputs());
         inner
     }
 
@@ -255,7 +241,13 @@ impl Layer {
 }
 
 /// Appends the new keys and values to the caches, then attends to all that they hold.
-fn attend_cached(pass: &Pass, qkv: &[f32], inputs: &mut [Input], layer: usize) -> Vec<f32> {
+fn attend_cached(
+    pass: &Pass,
+    qkv: &[f32],
+    inputs: &mut [Input],
+    layer: usize,
+    window: Option<usize>,
+) -> Vec<f32> {
     let Heads { heads, kv_heads, head_dim } = pass.heads;
     let (stride, kv_width) = (pass.heads.qkv_width(), kv_heads * head_dim);
     let keys_at = heads * head_dim;
@@ -281,6 +273,7 @@ fn attend_cached(pass: &Pass, qkv: &[f32], inputs: &mut [Input], layer: usize) -
                 keys: rows(&cache.keys),
                 values: rows(&cache.values),
                 kv: 0..cache.keys.len() / kv_width,
+                window,
             }
         })
         .collect();

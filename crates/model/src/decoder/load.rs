@@ -1,9 +1,11 @@
 //! From stored tensors to a decoder.
 
 use kernel::ops::Rotary;
-use kernel::{Pool, Precision};
+use kernel::{Arena, Gate, Matrix, Pool, Precision};
 
-use super::layer::{Layer, Linear, Purpose};
+use super::embedding::Embedding;
+use super::layer::{HeadNorms, Layer};
+use super::linear::{Linear, Purpose};
 use super::{Decoder, ExpertLayer, ExpertWeights};
 use crate::{Config, Error, Family, Source};
 
@@ -14,19 +16,30 @@ impl Decoder {
     /// What [`Source`] says of a missing or misshapen tensor.
     pub fn load(source: &Source, precision: Precision, purpose: Purpose) -> Result<Self, Error> {
         let config = source.config()?;
+        if purpose == Purpose::Training && config.family == Family::Gemma3 {
+            return Err(source.refuse("gemma3 models can write and be scored, but not be trained"));
+        }
         let pool = Pool::machine();
-        let reader = Reader { source, config: &config, pool: &pool, precision, purpose };
+        let arena = Arena::new();
+        let mut reader = Reader { source, config: &config, pool: &pool, precision, purpose, arena };
         let embedding = source.matrix("model.embed_tokens.weight", config.vocab, config.hidden)?;
         let head = if config.tied_embeddings {
-            reader.pack(&embedding.to_f32(), config.vocab, config.hidden)
+            reader.stack(&[&embedding])
         } else {
             reader.linear(&["lm_head.weight"], config.vocab, config.hidden)?
+        };
+        let embedding = match head {
+            Linear::Tiled(_) if config.tied_embeddings => Embedding::Head,
+            _ => Embedding::Own(embedding),
         };
         let layers = (0..config.layers).map(|l| reader.layer(l)).collect::<Result<_, _>>()?;
         let mut decoder = Decoder {
             precision,
             purpose,
             rotary: Rotary::new(config.head_dim, config.rope_theta, config.context),
+            window_rotary: config
+                .windows
+                .map(|w| Rotary::new(config.head_dim, w.rope_theta, config.context)),
             embedding,
             layers,
             norm: source.vector("model.norm.weight", config.hidden)?,
@@ -71,27 +84,44 @@ pub fn read_experts(source: &Source) -> Result<Vec<(String, ExpertWeights)>, Err
     Ok(experts.names.iter().cloned().zip(weights).collect())
 }
 
+impl HeadNorms {
+    fn read(
+        config: &Config,
+        norm: impl Fn(&str, usize) -> Result<Vec<f32>, Error>,
+    ) -> Result<Option<Self>, Error> {
+        if config.family != Family::Gemma3 {
+            return Ok(None);
+        }
+        let queries = norm("self_attn.q_norm", config.head_dim)?;
+        Ok(Some(HeadNorms { queries, keys: norm("self_attn.k_norm", config.head_dim)? }))
+    }
+}
+
 struct Reader<'a> {
     source: &'a Source,
     config: &'a Config,
     pool: &'a Pool,
     precision: Precision,
     purpose: Purpose,
+    arena: Arena,
 }
 
 impl Reader<'_> {
-    fn layer(&self, index: usize) -> Result<Layer, Error> {
+    fn layer(&mut self, index: usize) -> Result<Layer, Error> {
         let config = self.config;
         let (hidden, inner) = (config.hidden, config.intermediate);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         let (qn, kn, vn) =
             (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));
-        let mut qkv = self.values(&qn, q, hidden)?;
-        qkv.extend(self.values(&kn, kv, hidden)?);
-        qkv.extend(self.values(&vn, kv, hidden)?);
+        let source = self.source;
+        let qkv = [
+            source.matrix(&qn, q, hidden)?,
+            source.matrix(&kn, kv, hidden)?,
+            source.matrix(&vn, kv, hidden)?,
+        ];
         let (gate_up, down) = match config.family {
-            Family::Llama => (
+            Family::Llama | Family::Gemma3 => (
                 self.linear(&[&name("mlp.gate_proj"), &name("mlp.up_proj")], inner, hidden)?,
                 self.linear(&[&name("mlp.down_proj")], hidden, inner)?,
             ),
@@ -100,31 +130,39 @@ impl Reader<'_> {
                 self.linear(&[&name("shared_mlp.output_linear")], hidden, inner)?,
             ),
         };
+        let norm = |part: &str, len: usize| source.vector(&name(part), len);
+        let gemma = config.family == Family::Gemma3;
+        let own = |part: &str| gemma.then(|| norm(part, hidden)).transpose();
+        let head_norms = HeadNorms::read(config, norm)?;
         Ok(Layer {
-            attention_norm: self.source.vector(&name("input_layernorm"), hidden)?,
-            qkv: self.pack(&qkv, q + 2 * kv, hidden),
+            attention_norm: norm("input_layernorm", hidden)?,
+            head_norms,
+            attention_out_norm: own("post_attention_layernorm")?,
+            down_norm: own("post_feedforward_layernorm")?,
+            gate: if gemma { Gate::GeluTanh } else { Gate::Silu },
+            window: config.windows.filter(|w| w.cover(index)).map(|w| w.tokens),
+            qkv: self.stack(&qkv.each_ref()),
             attention_out: self.linear(&[&name("self_attn.o_proj")], hidden, q)?,
-            feed_forward_norm: self.source.vector(&name("post_attention_layernorm"), hidden)?,
+            feed_forward_norm: norm(
+                if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" },
+                hidden,
+            )?,
             gate_up,
             down,
             mixture: None,
         })
     }
 
-    fn values(&self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>, Error> {
-        Ok(self.source.matrix(name, rows, cols)?.to_f32())
-    }
-
     /// Tensors of the same shape, stacked.
-    fn linear(&self, names: &[&str], rows: usize, cols: usize) -> Result<Linear, Error> {
-        let mut values = Vec::with_capacity(names.len() * rows * cols);
-        for name in names {
-            values.extend(self.values(name, rows, cols)?);
-        }
-        Ok(self.pack(&values, names.len() * rows, cols))
+    fn linear(&mut self, names: &[&str], rows: usize, cols: usize) -> Result<Linear, Error> {
+        let matrices: Vec<Matrix> = names
+            .iter()
+            .map(|name| self.source.matrix(name, rows, cols))
+            .collect::<Result<_, _>>()?;
+        Ok(self.stack(&matrices.iter().collect::<Vec<_>>()))
     }
 
-    fn pack(&self, values: &[f32], rows: usize, cols: usize) -> Linear {
-        Linear::new(self.pool, self.precision, self.purpose, values, rows, cols)
+    fn stack(&mut self, matrices: &[&Matrix]) -> Linear {
+        Linear::stacked(self.pool, self.precision, self.purpose, &mut self.arena, matrices)
     }
 }

@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use kernel::{Left, Output, Packed, Pool, Precision, matmul, ops};
 
-use super::{ExpertSet, Linear, Purpose};
+use super::ExpertSet;
+use super::linear::{Linear, Purpose};
 
 /// One department's expert, in f32: what is trained, saved and joined.
 #[derive(Clone, Debug, PartialEq)]
@@ -211,7 +212,7 @@ impl Mixture {
         }
         let mut d_y = vec![0.0; dy.len()];
         ops::add_weighted_rows(pool, &mut d_y, dy, &gate, self.hidden);
-        let precision = expert.gate_up.precision;
+        let precision = expert.gate_up.precision();
         let inputs = Packed::columns(pool, precision, x, tokens, self.hidden);
         expert.backward(pool, dx, &inputs, &d_y, gate_up, gradients);
         matmul(pool, &mut gradients.router, Left::Transposed(&d_logit), &inputs, Output::Add);
@@ -264,7 +265,7 @@ impl Expert {
         let tokens = gate_up.len() / (2 * self.width);
         let mut inner = vec![0.0; tokens * self.width];
         ops::swiglu(pool, &mut inner, &gate_up, self.width);
-        let packed = Packed::columns(pool, self.down.precision, &inner, tokens, self.width);
+        let packed = Packed::columns(pool, self.down.precision(), &inner, tokens, self.width);
         matmul(pool, &mut gradients.down, Left::Transposed(dy), &packed, Output::Add);
         let d_inner = &mut inner;
         self.down.backward(pool, d_inner, dy, Output::Replace);

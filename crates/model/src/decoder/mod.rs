@@ -1,7 +1,9 @@
 //! The one decoder of all families, for training, scoring and generation.
 
 mod cache;
+mod embedding;
 mod layer;
+mod linear;
 mod load;
 mod mixture;
 mod sets;
@@ -9,14 +11,16 @@ mod training;
 
 use kernel::attention::Heads;
 use kernel::ops::{self, Rotary};
-use kernel::{Matrix, Pool, Precision};
+use kernel::{Pool, Precision};
 
-use crate::{Config, ExpertsConfig};
-use layer::{Layer, Linear, Pass};
+use crate::{Config, ExpertsConfig, Family};
+use embedding::Embedding;
+use layer::{Layer, Pass};
+use linear::Linear;
 use mixture::Mixture;
 
 pub use cache::{Input, KvCache};
-pub use layer::Purpose;
+pub use linear::Purpose;
 pub use load::read_experts;
 pub use mixture::{ExpertLayer, ExpertWeights};
 pub use sets::ExpertSet;
@@ -28,8 +32,9 @@ pub struct Decoder {
     precision: Precision,
     purpose: Purpose,
     rotary: Rotary,
-    /// `[vocab, hidden]`, as stored.
-    embedding: Matrix,
+    /// Of layers that see a window only.
+    window_rotary: Option<Rotary>,
+    embedding: Embedding,
     layers: Vec<Layer>,
     norm: Vec<f32>,
     head: Linear,
@@ -62,7 +67,12 @@ impl Decoder {
     /// Memory of the weights, in bytes.
     pub fn bytes(&self) -> usize {
         let layers: usize = self.layers.iter().map(Layer::bytes).sum();
-        layers + self.head.bytes() + self.embedding.bytes.len()
+        layers + self.head.bytes() + self.embedding.bytes()
+    }
+
+    /// How most products are computed, for people to read.
+    pub fn product_name(&self) -> &'static str {
+        self.head.product_name()
     }
 
     /// Puts these experts, with their names, beside the feed-forward, in place of those that are
@@ -132,18 +142,24 @@ impl Decoder {
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
         };
-        Pass { pool, heads, eps: self.config.norm_eps, rotary: &self.rotary, positions }
+        Pass {
+            pool,
+            heads,
+            eps: self.config.norm_eps,
+            rotary: &self.rotary,
+            window_rotary: self.window_rotary.as_ref(),
+            positions,
+        }
     }
 
     fn embed(&self, tokens: &[u32]) -> Vec<f32> {
         let mut x = vec![0.0; tokens.len() * self.config.hidden];
         for (row, &token) in x.chunks_exact_mut(self.config.hidden).zip(tokens) {
-            kernel::quant::dequantise(
-                self.embedding.format,
-                self.embedding.row(token as usize),
-                row,
-            )
-            .expect("a row of the embedding has the hidden size");
+            self.embedding.row(&self.head, token as usize, row);
+        }
+        if self.config.family == Family::Gemma3 {
+            let scale = (self.config.hidden as f32).sqrt();
+            x.iter_mut().for_each(|value| *value *= scale);
         }
         x
     }

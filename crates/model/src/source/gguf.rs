@@ -362,6 +362,10 @@ impl Value {
         if let Value::Integers(value) = self { Some(value) } else { None }
     }
 
+    pub(crate) fn floats(&self) -> Option<&[f64]> {
+        if let Value::Floats(value) = self { Some(value) } else { None }
+    }
+
     pub(crate) fn texts(&self) -> Option<&[String]> {
         if let Value::Texts(value) = self { Some(value) } else { None }
     }

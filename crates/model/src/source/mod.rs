@@ -116,11 +116,20 @@ impl Source {
         }
     }
 
+    /// The error that says why a sound model cannot be used.
+    pub(crate) fn refuse(&self, problem: &str) -> Error {
+        let path = match self {
+            Source::SafeTensors(model) => &model.folder,
+            Source::Gguf(model) => &model.file.path,
+        };
+        Error::NotAModel { path: path.clone(), problem: problem.into() }
+    }
+
     /// Whether there is a tensor of this Hugging Face name.
     pub fn has(&self, name: &str) -> bool {
         match self {
             Source::SafeTensors(model) => model.tensors.has(name),
-            Source::Gguf(model) => match names::stored(name) {
+            Source::Gguf(model) => match names::stored(model.config.family, name) {
                 None => false,
                 Some(Stored::Whole(name) | Stored::Interleaved(name)) => model.file.has(&name),
                 Some(Stored::GateUp { gate, up }) => model.file.has(&gate) && model.file.has(&up),
@@ -158,7 +167,7 @@ impl Source {
             }
             Source::Gguf(model) => {
                 let path = &model.file.path;
-                let Some(Stored::Whole(stored)) = names::stored(name) else {
+                let Some(Stored::Whole(stored)) = names::stored(model.config.family, name) else {
                     return Err(Error::NoTensor { path: path.clone(), name: name.into() });
                 };
                 let tensor = model.file.tensor(&stored)?;
@@ -171,7 +180,7 @@ impl Source {
 
 impl GgufModel {
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, Error> {
-        let stored = names::stored(name)
+        let stored = names::stored(self.config.family, name)
             .ok_or_else(|| Error::NoTensor { path: self.file.path.clone(), name: name.into() })?;
         match stored {
             Stored::Whole(name) => self.part(&name, rows, cols),

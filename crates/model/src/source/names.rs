@@ -3,6 +3,8 @@
 use kernel::Matrix;
 use kernel::quant::Format;
 
+use crate::Family;
+
 /// How a Hugging Face tensor is stored in a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stored {
@@ -17,7 +19,7 @@ pub(crate) enum Stored {
 }
 
 /// Where a GGUF file of the families here keeps the tensor; `None` for a name it does not know.
-pub(crate) fn stored(name: &str) -> Option<Stored> {
+pub(crate) fn stored(family: Family, name: &str) -> Option<Stored> {
     let whole = |name: &str| Some(Stored::Whole(name.into()));
     match name {
         "model.embed_tokens.weight" => return whole("token_embd.weight"),
@@ -33,6 +35,9 @@ pub(crate) fn stored(name: &str) -> Option<Stored> {
         gate: block(&format!("ffn_gate_{kind}")),
         up: block(&format!("ffn_up_{kind}")),
     };
+    if family == Family::Gemma3 {
+        return Some(Stored::Whole(block(gemma3(part)?)));
+    }
     Some(match part {
         "self_attn.q_proj" => Stored::Interleaved(block("attn_q")),
         "self_attn.k_proj" => Stored::Interleaved(block("attn_k")),
@@ -51,6 +56,26 @@ pub(crate) fn stored(name: &str) -> Option<Stored> {
             "shared_mlp.output_linear" => "ffn_down_shexp",
             _ => return None,
         })),
+    })
+}
+
+/// Gemma 3's parts, whose rows are in the Hugging Face order, and whose norms have other names.
+fn gemma3(part: &str) -> Option<&'static str> {
+    Some(match part {
+        "input_layernorm" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "post_attention_layernorm" => "post_attention_norm",
+        "pre_feedforward_layernorm" => "ffn_norm",
+        "post_feedforward_layernorm" => "post_ffw_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        _ => return None,
     })
 }
 

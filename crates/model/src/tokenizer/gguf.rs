@@ -93,20 +93,25 @@ fn settle(value: &mut Value) {
 }
 
 const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+pub(super) const USER_DEFINED: i64 = 4;
 const UNKNOWN: i64 = 2;
-const NORMAL: i64 = 1;
+pub(super) const NORMAL: i64 = 1;
 const UNUSED: i64 = 5;
+pub(super) const BYTE: i64 = 6;
 
 /// Builds the tokenizer from `tokenizer.ggml.*`.
 ///
 /// # Errors
 /// When the metadata are incomplete or contradict each other, or the kind is not supported.
 pub(crate) fn from_gguf(file: &Gguf) -> Result<Tokenizer, Error> {
-    if file.text("tokenizer.ggml.model")? != "gpt2" {
-        let expected = "only byte-level BPE (\"gpt2\") is supported in GGUF files; \
-                        use the model's Hugging Face folder";
-        return Err(file.wrong("tokenizer.ggml.model", expected));
+    match file.text("tokenizer.ggml.model")? {
+        "gpt2" => {}
+        "llama" => return super::pieces::from_gguf(file),
+        _ => {
+            let expected = "supported are byte-level BPE (\"gpt2\") and SentencePiece (\"llama\"); \
+                            use the model's Hugging Face folder";
+            return Err(file.wrong("tokenizer.ggml.model", expected));
+        }
     }
     let name = match file.get("tokenizer.ggml.pre") {
         Some(_) => file.text("tokenizer.ggml.pre")?,
@@ -140,7 +145,7 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Tokenizer, Error> {
     Tokenizer::from_json(&file.path, json.to_string())
 }
 
-fn tokens_and_types(file: &Gguf) -> Result<(&[String], &[i64]), Error> {
+pub(super) fn tokens_and_types(file: &Gguf) -> Result<(&[String], &[i64]), Error> {
     let Some(tokens) = file.need("tokenizer.ggml.tokens")?.texts() else {
         return Err(file.wrong("tokenizer.ggml.tokens", "must be a list of texts"));
     };
@@ -158,29 +163,33 @@ fn tokens_and_types(file: &Gguf) -> Result<(&[String], &[i64]), Error> {
     Ok((tokens, types))
 }
 
+/// The tokens that are found in a text before it is cut into words.
+pub(super) fn added_tokens(tokens: &[String], types: &[i64]) -> Vec<Value> {
+    let added = tokens.iter().zip(types).enumerate();
+    let added = added.filter(|(_, (_, kind))| matches!(**kind, CONTROL | USER_DEFINED | UNKNOWN));
+    let added = added.map(|(id, (token, kind))| {
+        json!({
+            "id": id,
+            "content": token,
+            "single_word": false,
+            "lstrip": false,
+            "rstrip": false,
+            "normalized": false,
+            "special": *kind != USER_DEFINED,
+        })
+    });
+    added.collect()
+}
+
 /// The `tokenizer.json` of a byte-level BPE.
 fn build(split: Split, tokens: &[String], types: &[i64], merges: Vec<Value>) -> Value {
-    let mut vocab = serde_json::Map::new();
-    let mut added = vec![];
-    for (id, (token, kind)) in tokens.iter().zip(types).enumerate() {
-        vocab.insert(token.clone(), id.into());
-        if matches!(*kind, CONTROL | USER_DEFINED | UNKNOWN) {
-            added.push(json!({
-                "id": id,
-                "content": token,
-                "single_word": false,
-                "lstrip": false,
-                "rstrip": false,
-                "normalized": false,
-                "special": *kind != USER_DEFINED,
-            }));
-        }
-    }
+    let vocab: serde_json::Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": added,
+        "added_tokens": added_tokens(tokens, types),
         "normalizer": if split == Split::Qwen2 { json!({ "type": "NFC" }) } else { Value::Null },
         "pre_tokenizer": split.pre_tokenizer(),
         "post_processor": null,

@@ -23,6 +23,7 @@ impl Export<'_> {
     /// When the file cannot be written, a tensor is not given as asked for, the format is
     /// read-only, or GGUF cannot express the tokenizer. A file that is not whole does not stay.
     pub fn write_gguf(&self, path: &Path, mut tensors: Tensors) -> Result<(), Error> {
+        super::check_family(self.config, path)?;
         let writable = [Format::F32, Format::F16, Format::Bf16, Format::Q8_0, Format::Q4_0];
         if !writable.contains(&self.format) {
             let problem = format!("cannot be written in {}; use one of {writable:?}", self.format);
@@ -70,7 +71,9 @@ impl Export<'_> {
             Part { name, shape, format, rows }
         };
         let shape = info.shape.clone();
-        match names::stored(&info.name).expect("every tensor of a configuration has a GGUF name") {
+        match names::stored(self.config.family, &info.name)
+            .expect("every tensor of a configuration has a GGUF name")
+        {
             Stored::Whole(name) => vec![part(name, shape, Rows::All)],
             Stored::Interleaved(name) => vec![part(name, shape, Rows::Interleaved)],
             Stored::GateUp { gate, up } => {
@@ -90,6 +93,7 @@ impl Export<'_> {
         let arch = match config.family {
             Family::Llama => "llama",
             Family::GraniteMoeShared => "granitemoe",
+            Family::Gemma3 => unreachable!("`Export` refuses to write it"),
         };
         data.text("general.architecture", arch);
         data.text("general.type", "model");

@@ -17,6 +17,7 @@ impl Export<'_> {
     /// When a file cannot be written, a tensor is not given as asked for, or the format is none of
     /// f32, f16 and bf16. A file that is not whole does not stay.
     pub fn write_huggingface(&self, folder: &Path, mut tensors: Tensors) -> Result<(), Error> {
+        super::check_family(self.config, folder)?;
         let (dtype, name) = match self.format {
             Format::F32 => ("F32", "float32"),
             Format::F16 => ("F16", "float16"),

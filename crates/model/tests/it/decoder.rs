@@ -67,6 +67,103 @@ fn granitemoeshared_agrees_with_transformers() {
     check_log_probs("granitemoeshared");
 }
 
+#[test]
+fn gemma3_agrees_with_transformers() {
+    check_log_probs("gemma3");
+}
+
+#[test]
+fn gemma3_is_not_trained() {
+    let refused = Model::load_for(Purpose::Training, &fixture("gemma3"), Precision::F32).err();
+    let message = refused.expect("no backward pass is there").to_string();
+    let expected = "gemma3.gguf: gemma3 models can write and be scored, but not be trained";
+    assert!(message.ends_with(expected), "{message}");
+}
+
+#[test]
+fn generation_keeps_the_stored_weights_and_rounds_only_activations() {
+    let (exact, fast) = (load("gemma3", Purpose::Inference), load("gemma3", Purpose::Generation));
+    // The embedding is the output matrix, whose tiles fill up to whole ones; the norms are apart.
+    let file = std::fs::metadata(fixture("gemma3").join("gemma3.gguf")).unwrap().len() as usize;
+    assert!(fast.decoder.bytes() < file, "{} bytes of {file}", fast.decoder.bytes());
+    assert_eq!(fast.decoder.product_name(), kernel::quant::Isa::best().name());
+    let bytes = std::fs::read(fixture("gemma3").join("expected.safetensors")).unwrap();
+    let tokens = tokens(&SafeTensors::deserialize(&bytes).unwrap());
+    let pool = Pool::new(2);
+    let expected = log_probs(&exact.decoder, &pool, &tokens, ExpertSet::NONE);
+    let found = log_probs(&fast.decoder, &pool, &tokens, ExpertSet::NONE);
+    let difference = largest_difference(&found, &expected);
+    // Eight bits of each activation through seven layers of random weights; wrong scales, rows or
+    // windows give differences of several nats.
+    assert!(difference > 0.0 && difference < 0.3, "log-probabilities differ by {difference}");
+    let mean = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).sum::<f32>();
+    let mean = mean / found.len() as f32;
+    assert!(mean < 0.05, "log-probabilities differ by {mean} on average");
+}
+
+#[test]
+fn generation_gives_the_same_bits_alone_and_in_a_batch() {
+    let model = load("gemma3", Purpose::Generation);
+    let (decoder, experts) = (&model.decoder, ExpertSet::NONE);
+    let prompts: Vec<Vec<u32>> =
+        (1..20).map(|len| (0..len).map(|i| 4 + i * len % 250).collect()).collect();
+    let mut caches: Vec<KvCache> = prompts.iter().map(|_| KvCache::new(decoder.config())).collect();
+    let mut inputs: Vec<Input> = prompts
+        .iter()
+        .zip(&mut caches)
+        .map(|(tokens, cache)| Input { tokens, cache, experts })
+        .collect();
+    let mut together = decoder.forward(&Pool::new(3), &mut inputs).rows.into_iter();
+    for tokens in &prompts {
+        let mut cache = KvCache::new(decoder.config());
+        let input = Input { tokens, cache: &mut cache, experts };
+        let alone = decoder.forward(&Pool::new(1), &mut [input]).rows;
+        let rows: Vec<f32> = together.by_ref().take(alone.len()).collect();
+        assert_eq!(alone, rows, "{} tokens", tokens.len());
+    }
+}
+
+/// Needs a GGUF file in a block format, its path in `ARTEL_MODEL`.
+///
+/// The exact run writes; at each place the fast one must name the same token, or one that the exact
+/// logits put close behind.
+#[test]
+#[ignore = "needs a downloaded model: set ARTEL_MODEL to a GGUF file"]
+fn generation_names_the_tokens_of_the_exact_run() {
+    let path = std::env::var("ARTEL_MODEL").expect("ARTEL_MODEL names a GGUF file");
+    let load = |purpose| Model::load_for(purpose, path.as_ref(), Precision::F32).unwrap();
+    let (exact, fast) = (load(Purpose::Inference), load(Purpose::Generation));
+    let pool = Pool::machine();
+    let text = "A milling machine removes material with a rotating cutter. The operator";
+    let mut tokens: Vec<u32> = exact.config().bos.into_iter().collect();
+    tokens.extend(exact.tokenizer.encode(text).unwrap());
+    let mut caches = [KvCache::new(exact.config()), KvCache::new(exact.config())];
+    let (mut from, mut differing, mut widest) = (0, 0, 0f32);
+    for _ in 0..128 {
+        let logits: Vec<Vec<f32>> = [&exact.decoder, &fast.decoder]
+            .into_iter()
+            .zip(&mut caches)
+            .map(|(decoder, cache)| {
+                let input = Input { tokens: &tokens[from..], cache, experts: ExpertSet::NONE };
+                let rows = decoder.forward(&pool, &mut [input]).rows;
+                decoder.logits(&pool, &rows[rows.len() - decoder.config().hidden..])
+            })
+            .collect();
+        let best =
+            |logits: &[f32]| (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+        let (wanted, named) = (best(&logits[0]).unwrap(), best(&logits[1]).unwrap());
+        if wanted != named {
+            differing += 1;
+            widest = widest.max(logits[0][wanted] - logits[0][named]);
+        }
+        from = tokens.len();
+        tokens.push(wanted as u32);
+    }
+    println!("{differing} of 128 tokens differ, the widest gap is {widest} nats");
+    assert!(widest < 0.5, "a token {widest} nats behind was preferred");
+    assert!(differing <= 12, "{differing} of 128 tokens differ");
+}
+
 /// Needs SmolLM2-135M-Instruct as GGUF (`artel pull smollm2-135m-instruct`), its path in
 /// `ARTEL_SMOLLM2`.
 #[test]

@@ -43,6 +43,20 @@ proptest! {
 }
 
 #[test]
+fn pieces_are_merged_by_their_scores() {
+    let tokenizer = Source::open(&fixtures().join("gemma3")).unwrap().tokenizer().unwrap();
+    let check = |text: &str, expected: &[&str]| {
+        let ids = tokenizer.encode(text).unwrap();
+        let pieces: Vec<String> = ids.iter().map(|id| tokenizer.token(*id).unwrap()).collect();
+        assert_eq!(pieces, expected, "{text:?}");
+        assert_eq!(tokenizer.decode(&ids), text.replace("<eos>", ""));
+    };
+    check("the pump is½", &["the", "▁pump", "▁is", "<0xC2>", "<0xBD>"]);
+    check(" the  put<eos>mp", &["▁the", "▁", "▁", "pu", "t", "<eos>", "mp"]);
+    check("", &[]);
+}
+
+#[test]
 fn refuses_what_is_no_tokenizer() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
