@@ -14,8 +14,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    chat, demo, eval, export, forget, ingest, join, key, new, pull, run, serve, status, synth,
-    train,
+    bench, chat, demo, eval, export, forget, ingest, join, key, new, pull, run, serve, status,
+    synth, train,
 };
 
 /// Turns a company's own documents into its own Mixture-of-Experts language model.
@@ -71,6 +71,8 @@ enum Command {
     Chat(chat::Args),
     /// Make an API key
     Key(key::Args),
+    /// Measure this machine
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -112,6 +114,7 @@ impl Command {
             Command::Serve(args) => serve::run(args, setup),
             Command::Chat(args) => chat::run(args, setup),
             Command::Key(args) => key::run(args),
+            Command::Bench(args) => bench::run(args, setup),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod background;
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod demo;
 pub(crate) mod eval;

@@ -1,0 +1,42 @@
+//! `artel bench`: what this machine does, each figure beside what it is held against, measured in
+//! turn in one run. The last line is the ratio.
+
+mod bandwidth;
+mod decode;
+mod prefill;
+mod subject;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::Setup;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Writing an answer: tokens one after the other
+    Decode(decode::Args),
+    /// Reading a prompt: tokens at once
+    Prefill(prefill::Args),
+    /// Bytes of weights read while writing, against the memory's read bandwidth
+    Bandwidth(bandwidth::Args),
+}
+
+pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
+    match &args.what {
+        What::Decode(args) => decode::run(args, setup),
+        What::Prefill(args) => prefill::run(args, setup),
+        What::Bandwidth(args) => bandwidth::run(args, setup),
+    }
+}
+
+/// The middle of the values, which are many enough that a disturbed one does not count.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

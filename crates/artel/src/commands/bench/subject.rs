@@ -1,0 +1,100 @@
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use kernel::{Pool, Precision};
+use model::{ExpertSet, Input, KvCache, Model, Purpose};
+
+/// What is measured, the same in all benchmarks of a model.
+#[derive(clap::Args)]
+pub(super) struct SubjectArgs {
+    /// The model: a GGUF file, or a model's folder
+    model: PathBuf,
+    /// Multiply the exact values of the weights, as `artel eval` does, instead of rounding
+    /// activations to 8 bits
+    #[arg(long)]
+    exact: bool,
+}
+
+/// A model that reads and writes.
+pub(super) struct Subject {
+    pub(super) model: Model,
+    pool: Pool,
+}
+
+impl SubjectArgs {
+    pub(super) fn load(&self, pool: Pool) -> Result<Subject> {
+        let purpose = if self.exact { Purpose::Inference } else { Purpose::Generation };
+        let model = Model::load_for(purpose, &self.model, Precision::best())?;
+        Ok(Subject { model, pool })
+    }
+}
+
+impl Subject {
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Tokens of some text, always the same: what they are does not change the work.
+    pub(super) fn prompt(&self, count: usize) -> Result<Vec<u32>> {
+        let config = self.model.config();
+        if count == 0 || count >= config.context {
+            bail!("a prompt of {count} tokens: it must have 1 to {}", config.context - 1);
+        }
+        let text = "The pump of line three was taken out of service for its yearly inspection. ";
+        let tokens = self.model.tokenizer.encode(text)?;
+        Ok(config.bos.into_iter().chain(tokens.iter().copied().cycle()).take(count).collect())
+    }
+
+    /// Reads the prompt with an empty cache; gives the likeliest next token.
+    pub(super) fn read(&self, prompt: &[u32], cache: &mut KvCache) -> u32 {
+        cache.truncate(0);
+        self.step(prompt, cache)
+    }
+
+    /// Writes the likeliest tokens, `count` of them after `first`, each as long as it takes.
+    pub(super) fn write(
+        &self,
+        first: u32,
+        count: usize,
+        cache: &mut KvCache,
+    ) -> (Vec<u32>, Vec<Duration>) {
+        let mut tokens = vec![first];
+        let mut times = Vec::with_capacity(count);
+        for at in 0..count {
+            let start = Instant::now();
+            tokens.push(self.step(&tokens[at..], cache));
+            times.push(start.elapsed());
+        }
+        (tokens, times)
+    }
+
+    fn step(&self, tokens: &[u32], cache: &mut KvCache) -> u32 {
+        let decoder = &self.model.decoder;
+        let input = Input { tokens, cache, experts: ExpertSet::all(decoder.experts()) };
+        let rows = decoder.forward(&self.pool, &mut [input]).rows;
+        let logits = decoder.logits(&self.pool, &rows[rows.len() - self.model.config().hidden..]);
+        let start = (0, f32::NEG_INFINITY);
+        let best = logits.iter().enumerate().fold(start, |best, (token, logit)| {
+            if *logit > best.1 { (token, *logit) } else { best }
+        });
+        best.0 as u32
+    }
+
+    /// One line about what is measured, for stderr.
+    pub(super) fn describe(&self, path: &Path) -> String {
+        format!(
+            "{}: {:.1} MB of weights, {} threads, {} products",
+            path.display(),
+            self.model.decoder.bytes() as f64 / 1e6,
+            self.pool.threads(),
+            self.model.decoder.product_name(),
+        )
+    }
+}
+
+impl SubjectArgs {
+    pub(super) fn path(&self) -> &Path {
+        &self.model
+    }
+}
