@@ -16,6 +16,9 @@ const BLOCK: usize = 64;
 /// With fewer query rows than this, packing keys costs more than it saves.
 const FEW_ROWS: usize = 5;
 
+/// Columns of values whose sums fit the registers, with room for those of wider instruction sets.
+const STRIP: usize = 64;
+
 /// How queries, keys and values are divided into heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
@@ -51,6 +54,7 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    #[inline(always)]
     fn head(self, row: usize, head: usize, dim: usize) -> &'a [f32] {
         &self.values[row * self.stride + self.offset + head * dim..][..dim]
     }
@@ -150,19 +154,38 @@ fn attend_row(
     let dim = heads.head_dim;
     let kv_head = heads.kv_head(head);
     let scale = heads.scale();
-    let mut scores: Vec<f32> = kv.clone().map(|row| {
-        let key = sequence.keys.head(row, kv_head, dim);
-        lane_sum(dim, |i| query[i] * key[i]) * scale
-    }).collect();
+    // Loops rather than iterators: what a closure does in them may be compiled without the
+    // instruction set.
+    let mut scores = vec![0.0; kv.len()];
+    for index in 0..scores.len() {
+        let key = sequence.keys.head(kv.start + index, kv_head, dim);
+        scores[index] = lane_sum(dim, |i| query[i] * key[i]) * scale;
+    }
     let (sum, max) = exponentiate(&mut scores);
     let mut out = vec![0.0; dim];
-    for (row, weight) in kv.zip(&scores) {
-        let value = &sequence.values.head(row, kv_head, dim)[..dim];
-        for i in 0..dim {
-            out[i] += weight * value[i];
+    let (parts, rest) = out.as_chunks_mut::<STRIP>();
+    for (part, out) in parts.iter_mut().enumerate() {
+        // The strip's sums stay in registers over all keys.
+        let mut sums = [0.0f32; STRIP];
+        for index in 0..scores.len() {
+            let value = sequence.values.head(kv.start + index, kv_head, dim);
+            let value = &value[part * STRIP..][..STRIP];
+            for i in 0..STRIP {
+                sums[i] += scores[index] * value[i];
+            }
+        }
+        *out = sums;
+    }
+    let at = dim - rest.len();
+    for index in 0..scores.len() {
+        let value = &sequence.values.head(kv.start + index, kv_head, dim)[at..];
+        for i in 0..rest.len() {
+            rest[i] += scores[index] * value[i];
         }
     }
-    out.iter_mut().for_each(|v| *v /= sum);
+    for value in out.iter_mut() {
+        *value /= sum;
+    }
     (out, max + sum.ln())
 }
 }

@@ -185,10 +185,11 @@ impl Rotary {
     pub fn new(head_dim: usize, theta: f32, positions: usize) -> Self {
         let half = head_dim / 2;
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        // Computed as the reference does: the frequency in f32, the angle in f32.
+        let frequency = |i| 1.0 / theta.powf(2.0 * i as f32 / head_dim as f32);
+        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
         for position in 0..positions {
-            for i in 0..half {
-                // Computed as the reference does: the frequency in f32, the angle in f32.
-                let frequency = 1.0 / theta.powf(2.0 * i as f32 / head_dim as f32);
+            for frequency in &frequencies {
                 let angle = position as f32 * frequency;
                 cos.push(angle.cos());
                 sin.push(angle.sin());
