@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::Precision;
 use crate::cpu::multiversion;
 use crate::gemm::{Left, Output, Packed, matmul, matmul_part};
-use crate::ops::{exp, lane_sum};
+use crate::ops::{dot, exp, lane_sum};
 use crate::pool::{Pool, SendPtr};
 
 /// Query rows handled together: their scores against a thousand keys stay in the L2 cache.
@@ -159,7 +159,7 @@ fn attend_row(
     let mut scores = vec![0.0; kv.len()];
     for index in 0..scores.len() {
         let key = sequence.keys.head(kv.start + index, kv_head, dim);
-        scores[index] = lane_sum(dim, |i| query[i] * key[i]) * scale;
+        scores[index] = dot(query, key) * scale;
     }
     let (sum, max) = exponentiate(&mut scores);
     let mut out = vec![0.0; dim];
