@@ -6,6 +6,7 @@
 mod arena;
 pub mod attention;
 mod bandwidth;
+mod buffer;
 pub mod cpu;
 mod gate;
 mod gemm;
@@ -13,15 +14,21 @@ pub mod loss;
 mod mapped;
 mod memory;
 pub mod ops;
+mod peak;
 mod pool;
 pub mod quant;
 
 pub use arena::Arena;
 pub use bandwidth::Readable;
+pub use buffer::Buffer;
 pub use gate::{Gate, gated};
-pub use gemm::{Left, Output, Packed, matmul};
+pub use gemm::{
+    ExpertGradients, Experts, Kept, Kernel, Lanes, Left, Output, Packed, Routes, matmul,
+    matmul_transposed,
+};
 pub use mapped::MappedFile;
 pub use memory::keep_freed_memory;
+pub use peak::peak;
 pub use pool::Pool;
 pub use quant::Matrix;
 

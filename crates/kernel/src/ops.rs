@@ -2,8 +2,8 @@
 //!
 //! All matrices are row-major; rows are tokens.
 
-use crate::Pool;
 use crate::cpu::multiversion;
+use crate::{Output, Pool};
 
 /// Values a task handles: enough to outweigh the cost of claiming it.
 const TASK_VALUES: usize = 16 * 1024;
@@ -180,6 +180,48 @@ fn norm_rows_backward(dx: &mut [f32], x: &[f32], weight: &[f32], eps: f32, dy: &
         let pull = along * scale * scale * scale / cols as f32;
         for i in 0..cols {
             dx[i] += dy[i] * weight[i] * scale - x[i] * pull;
+        }
+    }
+}
+}
+
+/// Rows whose part of a weight's gradient is summed together.
+const GRADIENT_ROWS: usize = 64;
+
+/// Sets or adds to `d_weight` the gradient of [`rms_norm`] with respect to its weight.
+///
+/// **Shapes**: d_weight `[hidden]`; x, dy `[tokens, hidden]`.
+pub fn rms_norm_weight_gradient(
+    pool: &Pool,
+    d_weight: &mut [f32],
+    x: &[f32],
+    eps: f32,
+    dy: &[f32],
+    mode: Output,
+) {
+    let cols = d_weight.len();
+    assert!(x.len() == dy.len() && x.len().is_multiple_of(cols));
+    let size = GRADIENT_ROWS * cols;
+    let mut sums = pool.zeros(x.len().div_ceil(size) * cols);
+    pool.pieces(&mut sums, cols, |index, sums| {
+        let rows = index * size..x.len().min((index + 1) * size);
+        weight_gradient_rows(sums, &x[rows.clone()], eps, &dy[rows]);
+    });
+    if mode == Output::Replace {
+        d_weight.fill(0.0);
+    }
+    for sums in sums.chunks_exact(cols) {
+        d_weight.iter_mut().zip(sums).for_each(|(d, sum)| *d += sum);
+    }
+}
+
+multiversion! {
+fn weight_gradient_rows(sums: &mut [f32], x: &[f32], eps: f32, dy: &[f32]) {
+    let cols = sums.len();
+    for (x, dy) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)) {
+        let scale = inverse_rms(x, eps);
+        for i in 0..cols {
+            sums[i] += dy[i] * x[i] * scale;
         }
     }
 }
@@ -501,6 +543,21 @@ mod tests {
             weighted(&out, &dy)
         });
         close(&dx, &expected, 2e-3);
+    }
+
+    #[test]
+    fn norm_weight_gradient_is_the_numeric_one() {
+        let pool = Pool::new(2);
+        // Two blocks of rows.
+        let (x, dy, weight) = (wave(70 * 9, 0.1), wave(70 * 9, 1.0), wave(9, 2.0));
+        let mut d = vec![1.0; 9];
+        rms_norm_weight_gradient(&pool, &mut d, &x, 1e-5, &dy, Output::Replace);
+        let expected = numeric(&weight, |weight| {
+            let mut out = vec![0.0; x.len()];
+            rms_norm(&pool, &mut out, &x, weight, 1e-5);
+            weighted(&out, &dy)
+        });
+        close(&d, &expected, 2e-3);
     }
 
     #[test]

@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::buffer::{Buffer, Buffers};
+
 /// How often an idle worker looks for work before it sleeps: about a millisecond, longer than the
 /// pauses between the parallel regions of one step.
 const SPINS: u32 = 50_000;
@@ -17,6 +19,7 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// One job at a time; callers on several threads take turns.
     turn: Mutex<u32>,
+    buffers: Buffers,
 }
 
 type Work<'a> = &'a (dyn Fn(usize) + Sync);
@@ -62,7 +65,7 @@ impl Pool {
                     .expect("the system can start a thread")
             })
             .collect();
-        Pool { shared, workers, turn: Mutex::new(0) }
+        Pool { shared, workers, turn: Mutex::new(0), buffers: Buffers::default() }
     }
 
     /// A pool with one thread for each core this process may use.
@@ -72,6 +75,18 @@ impl Pool {
 
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Memory for `len` values, whatever they were before; it comes back to the pool.
+    pub fn buffer(&self, len: usize) -> Buffer<'_> {
+        self.buffers.take(len)
+    }
+
+    /// As [`Pool::buffer`], all zero.
+    pub fn zeros(&self, len: usize) -> Buffer<'_> {
+        let mut buffer = self.buffers.take(len);
+        buffer.fill(0.0);
+        buffer
     }
 
     /// Runs `work(0)` to `work(tasks - 1)`, each once, and returns when all are done.

@@ -1,0 +1,297 @@
+//! Matrix products with a packed right operand.
+//!
+//! Both precisions run through the same panels of 32-bit lanes: a lane holds one f32, or a pair of
+//! bf16 that are neighbours along the reduction, as `vdpbf16ps` takes them. A panel is 64 columns
+//! wide, `[steps, 64]`, a step being one lane of the reduction.
+
+mod grouped;
+mod lanes;
+mod panels;
+mod plain;
+mod routes;
+mod swiglu;
+#[cfg(test)]
+mod tests;
+mod tile;
+mod transpose;
+
+use crate::Precision;
+use crate::buffer::as_lanes;
+use crate::cpu::{Level, level};
+use crate::pool::{Pool, SendPtr};
+
+use lanes::Rows;
+use panels::{Order, PANEL, Panels, Part};
+use plain::{Plain, plain_matmul};
+use tile::{Strip, TILE};
+use transpose::transpose_lanes;
+
+pub use grouped::{ExpertGradients, Experts, Kept};
+pub use lanes::Lanes;
+pub use routes::Routes;
+pub use tile::Kernel;
+
+/// Rows that a task covers at most, so that its part of the left operand stays in the L2 cache.
+const ROW_BLOCK: usize = 32 * TILE;
+/// Steps of the reduction between two visits of the output: one panel's part is 64 KiB.
+const STEP_BLOCK: usize = 256;
+/// Panels of a task.
+const PANEL_GROUP: usize = 4;
+
+/// The right operand of a product, laid out once for many uses.
+///
+/// **Shapes**: logically `[k, n]`, the reduction running over `k`.
+pub struct Packed {
+    n: usize,
+    k: usize,
+    precision: Precision,
+    storage: Storage,
+}
+
+enum Storage {
+    Panels(Panels<'static>),
+    /// Without AVX-512 the `gemm` crate takes the values as they are.
+    Plain(Plain),
+}
+
+/// The left operand, `[m, k]`.
+#[derive(Clone, Copy)]
+pub enum Left<'a> {
+    /// Stored `[m, k]`.
+    Rows(&'a [f32]),
+    /// Stored `[k, m]`, to be read transposed.
+    Transposed(&'a [f32]),
+    /// As [`Left::Rows`], converted already.
+    Lanes(&'a Lanes<'a>),
+}
+
+/// What happens to the values that the output holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Output {
+    Replace,
+    Add,
+}
+
+impl Packed {
+    /// Packs `values`, stored `[n, k]` (a layer's weight, one row for each output): the product is
+    /// `left · valuesᵀ`.
+    pub fn rows(pool: &Pool, precision: Precision, values: &[f32], n: usize, k: usize) -> Self {
+        let mut packed = Packed::unset(precision, n, k);
+        packed.fill_rows(pool, values);
+        packed
+    }
+
+    /// Packs `values`, stored `[k, n]`: the product is `left · values`.
+    pub fn columns(pool: &Pool, precision: Precision, values: &[f32], k: usize, n: usize) -> Self {
+        let mut packed = Packed::unset(precision, n, k);
+        packed.fill_columns(pool, values);
+        packed
+    }
+
+    /// Room for an operand `[k, n]`, to be filled.
+    pub fn unset(precision: Precision, n: usize, k: usize) -> Self {
+        if level() < Level::Avx512 {
+            let storage = Storage::Plain(Plain::default());
+            return Packed { n, k, precision: Precision::F32, storage };
+        }
+        let panels = Panels::zeros(precision, Order::Plain, 1, n, k);
+        Packed { n, k, precision, storage: Storage::Panels(panels) }
+    }
+
+    /// As [`Packed::rows`], into the memory that is there.
+    pub fn fill_rows(&mut self, pool: &Pool, values: &[f32]) {
+        assert_eq!(values.len(), self.n * self.k, "packing [{}, {}]", self.n, self.k);
+        match &mut self.storage {
+            Storage::Panels(panels) => panels.fill_rows(pool, values),
+            Storage::Plain(plain) => plain.fill(values, 1, self.k),
+        }
+    }
+
+    /// As [`Packed::columns`], into the memory that is there.
+    pub fn fill_columns(&mut self, pool: &Pool, values: &[f32]) {
+        assert_eq!(values.len(), self.n * self.k, "packing [{}, {}]", self.k, self.n);
+        match &mut self.storage {
+            Storage::Panels(panels) => panels.fill_columns(pool, values),
+            Storage::Plain(plain) => plain.fill(values, self.n, 1),
+        }
+    }
+
+    /// Columns of the product.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Length of the reduction.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// What multiplies with it.
+    pub fn kernel(&self) -> Kernel {
+        match &self.storage {
+            Storage::Panels(panels) => panels.kernel,
+            Storage::Plain(_) => Kernel::GemmCrate,
+        }
+    }
+
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        match &self.storage {
+            Storage::Panels(panels) => panels.bytes(),
+            Storage::Plain(plain) => plain.bytes(),
+        }
+    }
+}
+
+/// `out = left · right`, or `out += left · right`.
+///
+/// Each output is summed in the same order whatever `m` is, so a row's result does not depend on
+/// the rows beside it.
+///
+/// **Shapes**: left `[m, k]`, right `[k, n]`, out `[m, n]`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn matmul(pool: &Pool, out: &mut [f32], left: Left, right: &Packed, mode: Output) {
+    let (n, k) = (right.n, right.k);
+    assert!(n > 0 && k > 0 && out.len().is_multiple_of(n), "output of {} for n = {n}", out.len());
+    let m = out.len() / n;
+    let (found, expected) = match left {
+        Left::Rows(values) | Left::Transposed(values) => (values.len(), m * k),
+        Left::Lanes(lanes) => (lanes.rows() * lanes.cols(), m * k),
+    };
+    assert_eq!(found, expected, "left operand for [{m}, {k}]");
+    let panels = match &right.storage {
+        Storage::Panels(panels) => panels,
+        Storage::Plain(plain) => return plain_matmul(pool, out, left, plain, n, k, mode),
+    };
+    match left {
+        Left::Rows(values) => {
+            let lanes = Lanes::new(pool, right.precision, values, k);
+            panel_matmul(pool, out, m, lanes.view(None), panels, mode);
+        }
+        Left::Transposed(values) => {
+            let lanes = Lanes::new(pool, right.precision, values, m);
+            transposed_matmul(pool, out, &lanes, panels, mode);
+        }
+        Left::Lanes(lanes) => {
+            assert!(lanes.precision() == right.precision && lanes.cols() == k);
+            panel_matmul(pool, out, m, lanes.view(None), panels, mode);
+        }
+    }
+}
+
+/// `out = leftᵀ · right` or `out += leftᵀ · right`: a layer's weight gradient, from the gradient of
+/// its output and its input.
+///
+/// **Shapes**: left `[k, m]`, right `[k, n]`, out `[m, n]`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn matmul_transposed(pool: &Pool, out: &mut [f32], left: &Lanes, right: &Lanes, mode: Output) {
+    let (k, m, n) = (left.rows(), left.cols(), right.cols());
+    assert!(right.rows() == k && left.precision() == right.precision(), "reduction over {k} rows");
+    assert_eq!(out.len(), m * n, "output of [{m}, {n}]");
+    if level() < Level::Avx512 && right.precision() == Precision::F32 {
+        let mut plain = Plain::default();
+        plain.fill(right.floats(), n, 1);
+        return plain_matmul(pool, out, Left::Transposed(left.floats()), &plain, n, k, mode);
+    }
+    let mut panels = Panels::loan(pool, right.precision(), n, k);
+    panels.fill_lanes(pool, right);
+    transposed_matmul(pool, out, left, &panels, mode);
+}
+
+/// `matmul` on the caller's thread, with part of an f32 right operand: its first `n` columns and the
+/// first `k` of its reduction.
+///
+/// **Shapes**: left `[m, k]`, out `[m, n]`.
+pub(crate) fn matmul_part(
+    out: &mut [f32],
+    left: &[f32],
+    right: &Packed,
+    n: usize,
+    k: usize,
+    mode: Output,
+) {
+    assert!(n <= right.n && k <= right.k && out.len().is_multiple_of(n));
+    let m = out.len() / n;
+    assert_eq!(left.len(), m * k, "left operand for [{m}, {k}]");
+    match &right.storage {
+        Storage::Panels(panels) => {
+            assert_eq!(right.precision, Precision::F32, "only whole lanes can be cut");
+            let left = Rows { lanes: as_lanes(left), steps: k, map: None };
+            for column in (0..n).step_by(PANEL) {
+                let strip = Strip {
+                    kernel: panels.kernel,
+                    left,
+                    rows: 0..m,
+                    from: 0,
+                    panel: panels.part(0, column / PANEL, 0, k),
+                    targets: None,
+                    scales: None,
+                    out: out[column..].as_mut_ptr(),
+                    out_stride: n,
+                    cols: PANEL.min(n - column),
+                    add: mode == Output::Add,
+                };
+                // SAFETY: `out` is borrowed exclusively and has m rows of n columns.
+                unsafe { strip.run() };
+            }
+        }
+        Storage::Plain(plain) => {
+            plain_matmul(&Pool::new(1), out, Left::Rows(left), plain, n, k, mode);
+        }
+    }
+}
+
+/// The product with a left operand stored `[k, m]`, which is turned round first.
+fn transposed_matmul(pool: &Pool, out: &mut [f32], left: &Lanes, right: &Panels, mode: Output) {
+    let (k, m) = (left.rows(), left.cols());
+    let steps = right.steps();
+    let mut turned = pool.buffer(m * steps);
+    pool.pieces(turned.lanes_mut(), PANEL * steps, |index, out| {
+        let first = index * PANEL;
+        let cols = first..first + out.len() / steps;
+        transpose_lanes(left, Part { stride: 0, map: None, rows: 0..k, cols }, out, steps);
+    });
+    let rows = Rows { lanes: turned.lanes(), steps, map: None };
+    panel_matmul(pool, out, m, rows, right, mode);
+}
+
+fn panel_matmul(pool: &Pool, out: &mut [f32], m: usize, left: Rows, right: &Panels, mode: Output) {
+    let n = right.n;
+    let steps = right.steps();
+    let row_blocks = m.div_ceil(ROW_BLOCK);
+    let groups = right.count().div_ceil(PANEL_GROUP);
+    assert_eq!(out.len(), m * n);
+    let base = SendPtr(out.as_mut_ptr());
+    pool.run(row_blocks * groups, &|task| {
+        // Row blocks of one panel group follow each other: the group is then in a shared cache.
+        let (group, block) = (task / row_blocks, task % row_blocks);
+        let rows = block * ROW_BLOCK..m.min((block + 1) * ROW_BLOCK);
+        let panels = group * PANEL_GROUP..right.count().min((group + 1) * PANEL_GROUP);
+        for from in (0..steps).step_by(STEP_BLOCK) {
+            let to = steps.min(from + STEP_BLOCK);
+            for panel in panels.clone() {
+                let strip = Strip {
+                    kernel: right.kernel,
+                    left,
+                    rows: rows.clone(),
+                    from,
+                    panel: right.part(0, panel, from, to),
+                    targets: None,
+                    scales: None,
+                    // SAFETY: the offset lies within `out`.
+                    out: unsafe { base.get().add(rows.start * n + panel * PANEL) },
+                    out_stride: n,
+                    cols: right.cols(panel),
+                    add: mode == Output::Add || from > 0,
+                };
+                // SAFETY: the rows and columns of different tasks do not overlap, and lie within
+                // `out`, whose length was checked.
+                unsafe { strip.run() };
+            }
+        }
+    });
+}
