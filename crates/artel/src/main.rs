@@ -71,7 +71,7 @@ enum Command {
     Chat(chat::Args),
     /// Make an API key
     Key(key::Args),
-    /// Measure this machine
+    /// Measure this machine: both sides in one run, in turn
     Bench(bench::Args),
 }
 

@@ -3,6 +3,8 @@
 
 mod bandwidth;
 mod decode;
+mod gemm;
+mod grouped;
 mod prefill;
 mod subject;
 
@@ -25,6 +27,10 @@ enum What {
     Prefill(prefill::Args),
     /// Bytes of weights read while writing, against the memory's read bandwidth
     Bandwidth(bandwidth::Args),
+    /// Matrix products, packing included, against the peak of multiply-adds
+    Gemm(gemm::Args),
+    /// The feed-forward of many experts, against a dense one of equal FLOPs
+    Grouped(grouped::Args),
 }
 
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
@@ -32,6 +38,8 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         What::Decode(args) => decode::run(args, setup),
         What::Prefill(args) => prefill::run(args, setup),
         What::Bandwidth(args) => bandwidth::run(args, setup),
+        What::Gemm(args) => gemm::run(args, setup),
+        What::Grouped(args) => grouped::run(args, setup),
     }
 }
 
