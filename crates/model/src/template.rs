@@ -117,6 +117,27 @@ impl ChatTemplate {
         template.render(context).map_err(|error| problem(&error))
     }
 
+    /// The turns of a conversation alone, as they stand after earlier ones: without the system
+    /// message, or whatever else the template puts before a first turn. The whole conversation
+    /// where the template's turns depend on what is before them.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_turns(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let message = |role: &str| Message { role: role.into(), content: "?".into() };
+        let mut turns = vec![message("user"), message("assistant")];
+        let earlier = self.render(&turns, false)?;
+        turns.extend_from_slice(messages);
+        match self.render(&turns, add_generation_prompt)?.strip_prefix(&earlier) {
+            Some(later) if !later.is_empty() => Ok(later.into()),
+            _ => self.render(messages, add_generation_prompt),
+        }
+    }
+
     /// The template's text, as the model brought it.
     pub fn source(&self) -> &str {
         &self.source

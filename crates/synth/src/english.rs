@@ -18,6 +18,15 @@ pub(crate) fn word_count(text: &str) -> usize {
     text.split_whitespace().count()
 }
 
+/// Whether a sentence holds a number, or a name: a capital letter behind its first word.
+pub(crate) fn is_specific(sentence: &str) -> bool {
+    let later = sentence.split_whitespace().skip(1);
+    sentence.contains(|c: char| c.is_ascii_digit())
+        || later
+            .map(|word| word.trim_start_matches(['"', '“', '(']))
+            .any(|word| word.starts_with(char::is_uppercase) && word != "I")
+}
+
 /// Splits running text into sentences. Each keeps its closing mark.
 pub(crate) fn sentences(text: &str) -> Vec<String> {
     let tokens: Vec<&str> = text.split_whitespace().collect();

@@ -106,10 +106,13 @@ pub(crate) fn forms(passage: &Passage, names: &Names, limits: &Limits) -> Vec<Ex
             teacher: "structure",
             fact: &id,
         };
-        // A row's forms name all its attributes; a sentence seldom tells what can be asked for.
+        // A row's forms name all its attributes, a procedure's all its steps; a sentence seldom
+        // tells what can be asked for, least of all one without a number or a name.
         let forms = match &fact.content {
             Content::Attribute(a) if recorded.contains(a.subject.key.as_str()) => forms.div_ceil(2),
-            Content::Sentence { .. } => forms.div_ceil(4),
+            Content::Step { .. } => forms.div_ceil(2),
+            Content::Sentence { text } if english::is_specific(text) => forms.div_ceil(4),
+            Content::Sentence { .. } => forms.div_ceil(16),
             _ => forms,
         };
         for body in restate(fact, names.subjects(fact), forms, &mut rng) {

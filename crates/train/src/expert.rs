@@ -131,16 +131,24 @@ fn begin(folder: &Path, decoder: &Decoder, options: &Options) -> Result<State, E
     let zeros =
         || ExpertWeights::zeros(config.layers, first..config.layers, config.hidden, options.width);
     let mut weights = zeros();
-    initialise(&mut weights, options.seed);
+    initialise(&mut weights, decoder, options.seed);
     Ok(State { step: 0, weights, mean: zeros(), square: zeros() })
 }
 
-/// Gate and up rows are drawn from a uniform distribution with the deviation 0.02; down and router
-/// stay zero, so that training starts from the base exactly.
-fn initialise(weights: &mut ExpertWeights, seed: u64) {
+/// The deviation of a neuron's input before its activation, at the start.
+const PREACTIVATION: f32 = 0.2;
+
+/// Gate and up rows are drawn from a uniform distribution, such that what they give has the
+/// deviation [`PREACTIVATION`] whatever the scale of the layer's input; down and router stay zero, so that
+/// training starts from the base exactly. With much smaller rows the first tenth of a run only
+/// makes them grow.
+fn initialise(weights: &mut ExpertWeights, decoder: &Decoder, seed: u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_add(2));
-    let limit = 0.02 * 3.0f32.sqrt();
-    for layer in &mut weights.layers {
+    for (index, layer) in weights.layers.iter_mut().enumerate() {
+        let norm = decoder.feed_forward_norm(index);
+        // A normed row, with its weights: the squares add up to about those of the weights.
+        let length = norm.iter().map(|weight| weight * weight).sum::<f32>().sqrt();
+        let limit = PREACTIVATION / length.max(f32::MIN_POSITIVE) * 3.0f32.sqrt();
         for value in &mut layer.gate_up {
             *value = rng.random_range(-limit..limit);
         }

@@ -37,6 +37,9 @@ pub struct Options {
     pub negative_share: f32,
     /// Weight of KL(base ‖ model) on the base's own text, beside the loss on the material.
     pub kl_weight: f32,
+    /// Weight of KL(base ‖ model) on documents, beside the loss: learned by heart they would spoil
+    /// what is expected of other documents.
+    pub document_kl: f32,
     /// Weight of the gate's cross-entropy towards null on the base's own text.
     pub null_weight: f32,
     /// Weight of the gate's cross-entropy towards the expert on the material.
@@ -56,7 +59,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             width: 128,
-            first_layer: 0.0,
+            first_layer: 0.4,
             optimizer: Optimizer::Muon,
             learning_rate: 1e-2,
             router_rate: 0.5,
@@ -65,8 +68,9 @@ impl Default for Options {
             batch_tokens: 256,
             sequence_tokens: 256,
             prompt_weight: 0.0,
-            negative_share: 0.25,
+            negative_share: 0.15,
             kl_weight: 4.0,
+            document_kl: 2.0,
             null_weight: 0.5,
             own_weight: 0.1,
             warmup: 0.05,
@@ -112,6 +116,7 @@ impl Options {
             ("prompt_weight", self.prompt_weight),
             ("negative_share", self.negative_share),
             ("kl_weight", self.kl_weight),
+            ("document_kl", self.document_kl),
             ("null_weight", self.null_weight),
             ("own_weight", self.own_weight),
             ("warmup", self.warmup),

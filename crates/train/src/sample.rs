@@ -19,11 +19,13 @@ pub struct Sample {
     pub tokens: Vec<u32>,
     /// The weight of each token's prediction in the loss; the first is never predicted.
     pub weights: Vec<f32>,
+    /// Whether what the base expects counts beside what stands there, by `document_kl`.
+    pub softened: bool,
 }
 
-/// Every so many conversations one keeps the chat template's default system message, as users send
-/// it; the others leave it empty, which saves a third of their tokens.
-const DEFAULT_SYSTEM_EVERY: usize = 4;
+/// Every so many conversations one begins as the chat template has it, with its default system
+/// message; the others are turns alone, which saves half of their tokens.
+const WHOLE_EVERY: usize = 8;
 
 /// Turns material into samples, a sequence each: documents cut to `sequence_tokens`, statements,
 /// conversations. Sequences are packed into steps but never see each other: facts that always
@@ -43,7 +45,12 @@ pub fn samples(
         match item {
             Material::Document(text) => {
                 let tokens = model.tokenizer.encode_plain(text)?;
-                samples.extend(tokens.chunks(options.sequence_tokens).map(plain));
+                samples.extend(
+                    tokens.chunks(options.sequence_tokens).map(|tokens| Sample {
+                        softened: options.document_kl > 0.0,
+                        ..plain(tokens)
+                    }),
+                );
             }
             Material::Text(text) => {
                 let mut tokens = model.tokenizer.encode_plain(&format!("{}\n", text.trim()))?;
@@ -51,12 +58,12 @@ pub fn samples(
                 samples.extend(vec![plain(&tokens); options.example_repeats]);
             }
             Material::Chat(messages) => {
-                let system = match conversations % DEFAULT_SYSTEM_EVERY {
-                    0 => System::Default,
-                    _ => System::Empty,
+                let opening = match conversations % WHOLE_EVERY {
+                    0 => Opening::Whole,
+                    _ => Opening::Turns,
                 };
                 conversations += 1;
-                let sample = conversation(model, messages, system, options)?;
+                let sample = conversation(model, messages, opening, options)?;
                 samples.extend(vec![sample; options.example_repeats]);
             }
         }
@@ -69,42 +76,39 @@ pub fn samples(
 }
 
 fn plain(tokens: &[u32]) -> Sample {
-    Sample { tokens: tokens.to_vec(), weights: vec![1.0; tokens.len()] }
+    Sample { tokens: tokens.to_vec(), weights: vec![1.0; tokens.len()], softened: false }
 }
 
-/// What stands before a conversation.
+/// How a conversation begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum System {
-    /// What the chat template says by itself.
-    Default,
-    Empty,
+enum Opening {
+    /// As the chat template has it.
+    Whole,
+    /// Without what stands before the first turn.
+    Turns,
 }
 
 /// A conversation through the chat template: answers count fully, the rest by `prompt_weight`.
 fn conversation(
     model: &Model,
     messages: &[Message],
-    system: System,
+    opening: Opening,
     options: &Options,
 ) -> Result<Sample, Error> {
-    let mut messages = messages.to_vec();
-    if system == System::Empty && messages.first().is_none_or(|m| m.role != "system") {
-        let empty = Message { role: "system".into(), content: String::new() };
-        messages.insert(0, empty);
-        // Some templates know no system message.
-        if model.template.render(&messages, false).is_err() {
-            messages.remove(0);
-        }
-    }
-    let mut sample = Sample { tokens: Vec::new(), weights: Vec::new() };
+    let tokens = |messages: &[Message], prompt: bool| {
+        let text = match opening {
+            Opening::Whole => model.template.render(messages, prompt)?,
+            Opening::Turns => model.template.render_turns(messages, prompt)?,
+        };
+        model.tokenizer.encode(&text)
+    };
+    let mut sample = Sample { tokens: Vec::new(), weights: Vec::new(), softened: false };
     for (index, message) in messages.iter().enumerate() {
         if message.role != "assistant" {
             continue;
         }
-        let prompt = model.template.render(&messages[..index], true)?;
-        let answered = model.template.render(&messages[..=index], false)?;
-        let prompt = model.tokenizer.encode(&prompt)?;
-        let answered = model.tokenizer.encode(&answered)?;
+        let prompt = tokens(&messages[..index], true)?;
+        let answered = tokens(&messages[..=index], false)?;
         sample.weights.resize(prompt.len().min(answered.len()), options.prompt_weight);
         sample.weights.resize(answered.len(), 1.0);
         sample.tokens = answered;

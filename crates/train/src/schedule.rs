@@ -75,8 +75,9 @@ mod tests {
 
     #[test]
     fn each_pass_holds_each_sample_once() {
-        let samples: Vec<Sample> =
-            (1..30).map(|len| Sample { tokens: vec![0; len], weights: vec![1.0; len] }).collect();
+        let samples: Vec<Sample> = (1..30)
+            .map(|len| Sample { tokens: vec![0; len], weights: vec![1.0; len], softened: false })
+            .collect();
         let options = Options {
             passes: 2,
             batch_tokens: 64,

@@ -11,8 +11,9 @@ const LOGIT_ROWS: usize = 256;
 pub(crate) struct Material<'a> {
     pub(crate) samples: &'a [Sample],
     pub(crate) negatives: &'a [Vec<u32>],
-    /// The base's final hidden rows on each negative, `[tokens, hidden]`.
-    pub(crate) base_hidden: Vec<Vec<f32>>,
+    /// The base's final hidden rows `[tokens, hidden]` on each sequence: samples (where they are
+    /// softened), then negatives.
+    base_hidden: Vec<Vec<f32>>,
     /// Each sequence's rows below the expert's first layer: samples, then negatives.
     stems: Vec<Option<Vec<f32>>>,
     keep_stems: bool,
@@ -20,6 +21,8 @@ pub(crate) struct Material<'a> {
 
 /// Stems beyond this much memory are computed anew each time.
 const STEM_BYTES: usize = 2 << 30;
+/// Documents for which the base's hidden rows would need more memory are not softened.
+const SOFTENED_BYTES: usize = 1 << 30;
 
 /// The figures of one step.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,10 +42,21 @@ impl<'a> Material<'a> {
         negatives: &'a [Vec<u32>],
     ) -> Self {
         assert_eq!(decoder.experts(), 0, "the reference is the base alone");
-        let base_hidden = negatives
-            .iter()
+        let mut room = SOFTENED_BYTES / (4 * decoder.config().hidden);
+        let softened = samples.iter().map(|sample| match sample.softened {
+            true if sample.tokens.len() <= room => {
+                room -= sample.tokens.len();
+                sample.tokens.as_slice()
+            }
+            _ => &[],
+        });
+        let base_hidden = softened
+            .chain(negatives.iter().map(Vec::as_slice))
             .map(|tokens| {
-                let batch = Batch::of([tokens.as_slice()]);
+                if tokens.is_empty() {
+                    return Vec::new();
+                }
+                let batch = Batch::of([tokens]);
                 decoder.train_forward(pool, &batch, decoder.train_stem(pool, &batch)).hidden
             })
             .collect();
@@ -107,7 +121,7 @@ pub(crate) fn run(
         Head { pool, decoder, hidden: &tape.hidden, d_hidden: vec![0.0; tape.hidden.len()] };
 
     let (own, other) = batch.sequences.split_at(step.samples.len());
-    let mut rows = Vec::new();
+    let (mut rows, mut soft, mut softened) = (Vec::new(), Vec::new(), Vec::new());
     for (range, &index) in own.iter().zip(&step.samples) {
         let sample = &material.samples[index];
         for at in 1..sample.tokens.len() {
@@ -115,18 +129,26 @@ pub(crate) fn run(
                 rows.push((range.start + at - 1, sample.tokens[at], sample.weights[at]));
             }
         }
+        let base = &material.base_hidden[index];
+        soft.extend(range.clone().take(base.len() / decoder.config().hidden));
+        softened.extend_from_slice(base);
     }
     let own_loss = head.cross_entropy(&rows);
+    let total: f32 = rows.iter().map(|row| row.2).sum();
+    head.divergence(&soft, &softened, options.document_kl / total);
 
+    let first = other.first().map_or(batch.tokens.len(), |range| range.start);
+    let general: Vec<usize> = (first..batch.tokens.len()).collect();
     let base: Vec<&[f32]> =
-        step.negatives.iter().map(|&i| material.base_hidden[i].as_slice()).collect();
-    let first = other.first().map_or(0, |range| range.start);
-    let kl = (!base.is_empty()).then(|| head.divergence(first, &base.concat(), options.kl_weight));
+        indices[own.len()..].iter().map(|&i| material.base_hidden[i].as_slice()).collect();
+    let count = general.len() as f32;
+    let sum = head.divergence(&general, &base.concat(), options.kl_weight / count.max(1.0));
+    let kl = (!general.is_empty()).then(|| sum / count);
 
     let layers = gradients.layers.iter().filter(|l| !l.is_empty()).count() as f32;
-    let (own_tokens, other_tokens) = (first.max(1), batch.tokens.len() - first);
+    let (own_tokens, other_tokens) = (first, general.len());
     let pull: Vec<f32> = (0..batch.tokens.len())
-        .map(|row| match row < first || other.is_empty() {
+        .map(|row| match row < first {
             true => -options.own_weight / (own_tokens as f32 * layers),
             false => options.null_weight / (other_tokens as f32 * layers),
         })
@@ -168,23 +190,26 @@ impl Head<'_> {
         sum
     }
 
-    /// Mean KL(base ‖ model) of the rows from `first` on, in nats; adds `weight` times its gradient.
-    fn divergence(&mut self, first: usize, base: &[f32], weight: f32) -> f32 {
+    /// The sum of KL(base ‖ model) over `rows`, in nats; adds `weight` times its gradient.
+    ///
+    /// **Shapes**: base `[rows, hidden]`, the base's hidden rows there.
+    fn divergence(&mut self, rows: &[usize], base: &[f32], weight: f32) -> f32 {
         let size = self.decoder.config().hidden;
-        let count = base.len() / size;
         let mut sum = 0.0;
-        for from in (0..count).step_by(LOGIT_ROWS) {
-            let to = count.min(from + LOGIT_ROWS);
-            let rows = (first + from) * size..(first + to) * size;
-            let mut reference = self.decoder.logits(self.pool, &base[from * size..to * size]);
-            let mut logits = self.decoder.logits(self.pool, &self.hidden[rows.clone()]);
-            let weights = vec![weight / count as f32; to - from];
-            let mut losses = vec![0.0; to - from];
+        for (block, base) in rows.chunks(LOGIT_ROWS).zip(base.chunks(LOGIT_ROWS * size)) {
+            let hidden: Vec<f32> =
+                block.iter().flat_map(|row| &self.hidden[row * size..][..size]).copied().collect();
+            let mut reference = self.decoder.logits(self.pool, base);
+            let mut logits = self.decoder.logits(self.pool, &hidden);
+            let weights = vec![weight; block.len()];
+            let mut losses = vec![0.0; block.len()];
             loss::kl_divergence(self.pool, &mut reference, &mut logits, &weights, &mut losses);
             sum += losses.iter().sum::<f32>();
             let d = self.decoder.logits_backward(self.pool, &logits);
-            ops::add(self.pool, &mut self.d_hidden[rows], &d);
+            for (row, d) in block.iter().zip(d.chunks_exact(size)) {
+                ops::add(self.pool, &mut self.d_hidden[row * size..][..size], d);
+            }
         }
-        sum / count as f32
+        sum
     }
 }

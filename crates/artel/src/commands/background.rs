@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use engine::{Engine, Limits, Request, Sampling};
 use model::{ExpertSet, Message, Model};
 use serde::{Deserialize, Serialize};
@@ -25,50 +25,14 @@ const WAVE: usize = 16;
 pub(crate) struct Text {
     pub(crate) prompt: String,
     pub(crate) text: String,
-    /// The prompt in the chat template, then the text.
+    /// What the gate is shown: both in the chat template or as turns alone, or the text by itself.
     pub(crate) tokens: Vec<u32>,
 }
-
-/// Asked in many ways and of many matters, and other ones than those `eval` measures forgetting on.
-const PROMPTS: [&str; 32] = [
-    "What is a good way to clean windows?",
-    "Tell me about the history of bread.",
-    "How do vaccines work?",
-    "Write a short dialogue between two old friends who meet at a station.",
-    "What is the difference between a lake and a pond?",
-    "Give me three ideas for a birthday present.",
-    "Explain the rules of chess in a few sentences.",
-    "What is 144 divided by 12?",
-    "Write a thank-you note to a teacher.",
-    "Who wrote Don Quixote, and what is it about?",
-    "How do I boil an egg?",
-    "Describe a thunderstorm.",
-    "What does an accountant do?",
-    "List the planets of the solar system.",
-    "Why do cats purr?",
-    "Write a limerick about a baker.",
-    "How is paper made?",
-    "What are some good habits for studying?",
-    "Explain what a loop is in programming, with an example.",
-    "What is the largest ocean?",
-    "Write an invitation to a garden party.",
-    "How does a bicycle stay upright?",
-    "Give me a summary of Romeo and Juliet.",
-    "What should I know before adopting a dog?",
-    "Translate into French: Where is the nearest bakery?",
-    "What is democracy?",
-    "How can I save water at home?",
-    "Tell me a riddle and its answer.",
-    "What causes the seasons?",
-    "Compare tea and coffee.",
-    "Write the opening of a detective story.",
-    "How do I tie a knot that does not slip?",
-];
 
 pub(crate) fn recipe_config(stages: &Stages) -> Value {
     let background = &stages.config.background;
     json!({
-        "texts": background.texts.unwrap_or(4 * PROMPTS.len()),
+        "texts": background.texts.unwrap_or(192),
         "tokens": background.tokens.unwrap_or(48),
     })
 }
@@ -114,24 +78,49 @@ fn write(
     })
 }
 
+/// The base asks itself and answers: its own questions are as varied as what it was trained on,
+/// and none is among those that `eval` measures forgetting with.
 fn write_one(engine: &Engine, index: usize, max_tokens: usize, seed: u64) -> Result<Text> {
-    let prompt = PROMPTS[index % PROMPTS.len()];
-    let message = Message { role: "user".into(), content: prompt.into() };
-    let mut tokens = engine::chat_prompt(engine.model(), &[message])?;
-    let sampling = Sampling { seed: seed.wrapping_add(1 + index as u64), ..Sampling::default() };
-    let completion = engine
-        .generate(Request {
-            prompt: tokens.clone(),
-            max_tokens,
-            sampling,
-            stop: Vec::new(),
-            logprobs: None,
-            echo: false,
-            experts: ExpertSet::NONE,
-        })
-        .with_context(|| format!("writing on {prompt:?}"))?;
-    tokens.extend(completion.tokens.iter().map(|token| token.id));
-    Ok(Text { prompt: prompt.into(), text: completion.text, tokens })
+    let model = engine.model();
+    let seed = seed.wrapping_add(1 + 2 * index as u64);
+    let question = generate(engine, open_turn(model)?, max_tokens, seed)?;
+    let question = Message { role: "user".into(), content: question.trim().into() };
+    let prompt = engine::chat_prompt(model, std::slice::from_ref(&question))?;
+    let answer = generate(engine, prompt, max_tokens, seed.wrapping_add(1))?;
+    let turns = [question, Message { role: "assistant".into(), content: answer.trim().into() }];
+    let tokens = match index % 4 {
+        0 => model.tokenizer.encode(&model.template.render(&turns, false)?)?,
+        1 if !turns[1].content.is_empty() => model.tokenizer.encode_plain(&turns[1].content)?,
+        _ => model.tokenizer.encode(&model.template.render_turns(&turns, false)?)?,
+    };
+    let [question, answer] = turns;
+    Ok(Text { prompt: question.content, text: answer.content, tokens })
+}
+
+/// What the chat template puts before a user's first words.
+/// Source: Xu et al. 2024, "Magpie" (arXiv 2406.08464): from there a tuned model asks by itself.
+fn open_turn(model: &Model) -> Result<Vec<u32>> {
+    const WORDS: &str = "?artel?";
+    let message = Message { role: "user".into(), content: WORDS.into() };
+    let rendered = model.template.render(&[message], true)?;
+    let before = rendered.split(WORDS).next().unwrap_or_default();
+    let tokens = model.tokenizer.encode(before)?;
+    ensure!(!tokens.is_empty(), "the chat template of {} begins with the user's words", model.name);
+    Ok(tokens)
+}
+
+fn generate(engine: &Engine, prompt: Vec<u32>, max_tokens: usize, seed: u64) -> Result<String> {
+    let sampling = Sampling { seed, ..Sampling::default() };
+    let request = Request {
+        prompt,
+        max_tokens,
+        sampling,
+        stop: Vec::new(),
+        logprobs: None,
+        echo: false,
+        experts: ExpertSet::NONE,
+    };
+    Ok(engine.generate(request).context("the base writes on its own")?.text)
 }
 
 /// The texts of a finished artifact.

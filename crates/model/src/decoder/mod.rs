@@ -64,6 +64,11 @@ impl Decoder {
         self.experts
     }
 
+    /// The weights `[hidden]` of the norm that a layer's feed-forward, and an expert, read through.
+    pub fn feed_forward_norm(&self, layer: usize) -> &[f32] {
+        &self.layers[layer].feed_forward_norm
+    }
+
     /// Memory of the weights, in bytes.
     pub fn bytes(&self) -> usize {
         let layers: usize = self.layers.iter().map(Layer::bytes).sum();

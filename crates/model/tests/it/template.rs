@@ -41,6 +41,21 @@ fn renders_plainly_where_there_is_no_template() {
 }
 
 #[test]
+fn renders_turns_without_what_stands_before_them() {
+    let turns = |source: &str| {
+        let template = ChatTemplate::new(source, "<s>", "</s>").unwrap();
+        template.render_turns(&talk()[1..3], false).unwrap()
+    };
+    let each = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+    let expected = "[user]Is the <pump> \"hot\"?[assistant]Yes.";
+    assert_eq!(turns(each), expected);
+    assert_eq!(turns(&format!("{{{{ bos_token }}}}[system]Be kind.{each}")), expected);
+    // What is not the same behind earlier turns is rendered whole.
+    let counted = format!("{{{{ messages | length }}}}{each}");
+    assert_eq!(turns(&counted), format!("2{expected}"));
+}
+
+#[test]
 fn knows_the_dialect_of_hugging_face() {
     // What jinja2 with the environment of transformers 5.24 gives for the same.
     let cases = [
