@@ -88,6 +88,28 @@ fn lowers_the_loss(optimizer: Optimizer) {
 }
 
 #[test]
+fn a_softened_document_is_not_learned_by_heart() {
+    let document = [material().swap_remove(0)];
+    let loss = |document_kl: f32| {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options { document_kl, learning_rate: 0.05, passes: 40, ..options() };
+        let mut model = tiny(Purpose::Training);
+        let samples = samples(&model, &document, &options).unwrap();
+        assert!(samples.iter().all(|sample| sample.softened == (document_kl > 0.0)));
+        let job = Job {
+            name: "line",
+            folder: folder.path(),
+            samples: &samples,
+            negatives: &[],
+            options: &options,
+        };
+        train_expert(&job, &Pool::new(1), &mut model.decoder, &mut |_: &Progress| {}).unwrap().loss
+    };
+    let (hard, soft, base) = (loss(0.0), loss(2.0), loss(100.0));
+    assert!(hard + 0.3 < soft && soft + 0.3 < base, "{hard}, {soft}, {base}");
+}
+
+#[test]
 fn a_stopped_run_continues_to_the_same_bits_on_any_number_of_threads() {
     let whole = tempfile::tempdir().unwrap();
     run(whole.path(), 1, &options(), 0).unwrap();
