@@ -30,8 +30,9 @@ pub struct Options {
     /// The collection's name, for messages and the report.
     pub collection: String,
     pub recipes: Vec<Method>,
-    /// Forms of each fact (recipe `structure`); half as many of what the forms of a whole
-    /// table row say too, a quarter of a mere sentence.
+    /// Forms of each fact (recipe `structure`); half as many of what the forms of a whole table row
+    /// or procedure say too, a quarter of a mere sentence, a sixteenth of one without a number or a
+    /// name.
     pub forms: usize,
     /// At most so many examples from a chunk; with many facts, each gets fewer forms.
     pub examples_per_chunk: usize,

@@ -1,4 +1,4 @@
-use kernel::{Pool, loss, ops};
+use kernel::{Pool, loss};
 use model::{Batch, Decoder, ExpertWeights};
 
 use crate::schedule::Step;
@@ -168,15 +168,21 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
+    /// The logits `[rows, vocab]` of the hidden rows `rows`.
+    fn logits(&self, rows: impl Iterator<Item = usize>) -> Vec<f32> {
+        let size = self.decoder.config().hidden;
+        let hidden: Vec<f32> =
+            rows.flat_map(|row| &self.hidden[row * size..][..size]).copied().collect();
+        self.decoder.logits(self.pool, &hidden)
+    }
+
     /// Mean cross-entropy of (row, target, weight), in nats; adds its gradient.
     fn cross_entropy(&mut self, rows: &[(usize, u32, f32)]) -> f32 {
         let size = self.decoder.config().hidden;
         let total: f32 = rows.iter().map(|r| r.2).sum();
         let mut sum = 0.0;
         for block in rows.chunks(LOGIT_ROWS) {
-            let hidden: Vec<f32> =
-                block.iter().flat_map(|r| &self.hidden[r.0 * size..][..size]).copied().collect();
-            let mut logits = self.decoder.logits(self.pool, &hidden);
+            let mut logits = self.logits(block.iter().map(|row| row.0));
             let targets: Vec<u32> = block.iter().map(|r| r.1).collect();
             let weights: Vec<f32> = block.iter().map(|r| r.2 / total).collect();
             let mut losses = vec![0.0; block.len()];
@@ -197,17 +203,16 @@ impl Head<'_> {
         let size = self.decoder.config().hidden;
         let mut sum = 0.0;
         for (block, base) in rows.chunks(LOGIT_ROWS).zip(base.chunks(LOGIT_ROWS * size)) {
-            let hidden: Vec<f32> =
-                block.iter().flat_map(|row| &self.hidden[row * size..][..size]).copied().collect();
             let mut reference = self.decoder.logits(self.pool, base);
-            let mut logits = self.decoder.logits(self.pool, &hidden);
+            let mut logits = self.logits(block.iter().copied());
             let weights = vec![weight; block.len()];
             let mut losses = vec![0.0; block.len()];
             loss::kl_divergence(self.pool, &mut reference, &mut logits, &weights, &mut losses);
             sum += losses.iter().sum::<f32>();
             let d = self.decoder.logits_backward(self.pool, &logits);
             for (row, d) in block.iter().zip(d.chunks_exact(size)) {
-                ops::add(self.pool, &mut self.d_hidden[row * size..][..size], d);
+                let sum = &mut self.d_hidden[row * size..][..size];
+                sum.iter_mut().zip(d).for_each(|(sum, d)| *sum += d);
             }
         }
         sum
