@@ -59,10 +59,13 @@ grep -v -e '^#' -e '^ *$' documents.txt | while IFS='|' read -r name source page
     pdftotext -q -f "$first" -l "$first" "$source" - | grep -qF "$heading" ||
         fail "$name: page $first of $source does not contain \"$heading\": this version of the" \
             "manual has other pages; correct documents.txt"
+    # Into an empty file: a chapter has neither the manual's title nor its table of contents.
+    qpdf --warning-exit-0 --empty --pages "$source" "$pages" -- "$new/pages.pdf"
     case $name in
-        *.html) pdftohtml -q -i -noframes -f "$first" -l "$last" "$source" "$new/$name" 2>/dev/null ;;
-        *) qpdf --warning-exit-0 "$source" --pages . "$pages" -- "$new/$name" ;;
+        *.html) pdftohtml -q -i -noframes "$new/pages.pdf" "$new/$name" 2>/dev/null ;;
+        *) cp "$new/pages.pdf" "$new/$name" ;;
     esac
+    rm "$new/pages.pdf"
     [ -s "$new/$name" ] || fail "$name: pages $pages of $source gave nothing"
 done
 

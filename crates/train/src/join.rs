@@ -1,4 +1,4 @@
-//! Joining experts to a base, and forgetting them.
+//! Joining experts to a base. A department is forgotten by joining the others anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,27 +36,6 @@ pub fn join(folder: &Path, base: &Path, members: &[Member]) -> Result<Joined, Er
         let file = PathBuf::from(format!("{}.safetensors", member.name));
         link(&member.folder.join(EXPERT_FILE), &folder.join(&file))?;
         joined.experts.push(JoinedExpert { name: member.name.clone(), file });
-    }
-    joined.write(folder)?;
-    Ok(joined)
-}
-
-/// Fills `folder` with the joined model in `from`, less the expert `name`.
-///
-/// # Errors
-/// [`Error::Expert`] if it has no such expert; as [`join`] otherwise.
-pub fn forget(folder: &Path, from: &Path, name: &str) -> Result<Joined, Error> {
-    let no_expert = |problem: String| Error::Expert { name: name.into(), problem };
-    let Some(mut joined) = Joined::read(from)? else {
-        return Err(no_expert(format!("{} is not a joined model", from.display())));
-    };
-    let Some(index) = joined.experts.iter().position(|e| e.name == name) else {
-        let names: Vec<_> = joined.experts.iter().map(|e| e.name.as_str()).collect();
-        return Err(no_expert(format!("is not in {}, which has {names:?}", from.display())));
-    };
-    joined.experts.remove(index);
-    for expert in &joined.experts {
-        link(&from.join(&expert.file), &folder.join(&expert.file))?;
     }
     joined.write(folder)?;
     Ok(joined)
