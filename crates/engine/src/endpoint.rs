@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{Error, Sampling};
 
+/// Seeds that every server takes: some hold them in 32 bits, with a sign.
+const SEEDS: u64 = 1 << 31;
 /// Attempts at one chat before giving up.
 const ATTEMPTS: usize = 5;
 /// Waits between attempts double from the first to the longest.
@@ -120,7 +122,7 @@ impl Endpoint {
             "messages": messages,
             "max_tokens": max_tokens,
             "temperature": sampling.temperature,
-            "seed": sampling.seed,
+            "seed": sampling.seed % SEEDS,
         });
         // Parameters beyond these are sent only when used: not every server knows them.
         let neutral = Sampling::default();
