@@ -3,6 +3,7 @@
 mod gguf;
 mod pieces;
 
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -53,7 +54,10 @@ impl Tokenizer {
     /// When the content is not one.
     pub fn from_json(path: &Path, json: String) -> Result<Self, Error> {
         let problem = |problem: String| Error::Tokenizer { path: path.into(), problem };
-        let mut parsing = Inner::from_bytes(&json).map_err(|error| problem(error.to_string()))?;
+        // The library panics on some files that are no tokenizer, instead of saying so.
+        let mut parsing = catch_unwind(|| Inner::from_bytes(&json))
+            .map_err(|_| problem("one of its parts is of no known kind; fetch it again".into()))?
+            .map_err(|error| problem(error.to_string()))?;
         // Padding and truncation belong to the training runs that left them in the file.
         parsing.with_padding(None);
         parsing.with_truncation(None).map_err(|error| problem(error.to_string()))?;

@@ -3,9 +3,13 @@
 // The helpers of tests may unwrap as the tests do.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../mutate/mod.rs"]
+mod mutate;
+
 mod config;
 mod decoder;
 mod gguf;
+mod hostile;
 mod safetensors;
 mod template;
 mod tokenizer;
