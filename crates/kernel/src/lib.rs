@@ -17,6 +17,7 @@ pub mod ops;
 mod peak;
 mod pool;
 pub mod quant;
+mod router;
 
 pub use arena::Arena;
 pub use bandwidth::Readable;
@@ -31,6 +32,7 @@ pub use memory::keep_freed_memory;
 pub use peak::peak;
 pub use pool::Pool;
 pub use quant::Matrix;
+pub use router::{Choice, Router, Scores};
 
 /// The type in which matrices are multiplied. Sums are f32 in both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,8 +2,15 @@
 //!
 //! All matrices are row-major; rows are tokens.
 
+mod norm;
+
+use crate::Pool;
 use crate::cpu::multiversion;
-use crate::{Output, Pool};
+
+pub use norm::{
+    HeadRows, rms_norm, rms_norm_backward, rms_norm_heads, rms_norm_heads_backward,
+    rms_norm_weight_gradient,
+};
 
 /// Values a task handles: enough to outweigh the cost of claiming it.
 const TASK_VALUES: usize = 16 * 1024;
@@ -79,152 +86,6 @@ fn fold(mut lanes: [f32; 16]) -> f32 {
         }
     }
     lanes[0]
-}
-
-/// Root-mean-square norm: `out = x / sqrt(mean(x²) + eps) · weight`.
-///
-/// **Shapes**: x, out `[tokens, hidden]`; weight `[hidden]`.
-/// **Source**: Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4.
-pub fn rms_norm(pool: &Pool, out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
-    let cols = weight.len();
-    assert!(
-        out.len() == x.len() && x.len().is_multiple_of(cols),
-        "rms_norm of {} by {cols}",
-        x.len()
-    );
-    let rows = task_rows(cols);
-    pool.pieces(out, rows * cols, |index, piece| {
-        norm_rows(piece, &x[index * rows * cols..], weight, eps);
-    });
-}
-
-multiversion! {
-fn norm_rows(out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
-    let cols = weight.len();
-    for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
-        let scale = inverse_rms(x, eps);
-        for i in 0..cols {
-            out[i] = x[i] * scale * weight[i];
-        }
-    }
-}
-}
-
-/// [`rms_norm`] of each of `heads` heads in every row, in place.
-///
-/// **Shapes**: x `[tokens, stride]`, whose heads begin at `first`; weight `[head_dim]`.
-pub fn rms_norm_heads(
-    pool: &Pool,
-    x: &mut [f32],
-    stride: usize,
-    first: usize,
-    heads: usize,
-    weight: &[f32],
-    eps: f32,
-) {
-    let width = heads * weight.len();
-    assert!(x.len().is_multiple_of(stride) && first + width <= stride, "heads in rows of {stride}");
-    let rows = task_rows(width);
-    pool.pieces(x, rows * stride, |_, piece| {
-        for row in piece.chunks_exact_mut(stride) {
-            norm_heads(&mut row[first..first + width], weight, eps);
-        }
-    });
-}
-
-multiversion! {
-fn norm_heads(x: &mut [f32], weight: &[f32], eps: f32) {
-    for head in x.chunks_exact_mut(weight.len()) {
-        let scale = inverse_rms(head, eps);
-        for i in 0..weight.len() {
-            head[i] = head[i] * scale * weight[i];
-        }
-    }
-}
-}
-
-#[inline(always)]
-fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (lane_sum(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
-}
-
-/// Adds to `dx` the gradient of [`rms_norm`] with respect to `x`, given `dy` with respect to its
-/// output.
-///
-/// **Shapes**: dx, x, dy `[tokens, hidden]`; weight `[hidden]`.
-pub fn rms_norm_backward(
-    pool: &Pool,
-    dx: &mut [f32],
-    x: &[f32],
-    weight: &[f32],
-    eps: f32,
-    dy: &[f32],
-) {
-    let cols = weight.len();
-    assert!(dx.len() == x.len() && dy.len() == x.len() && x.len().is_multiple_of(cols));
-    let rows = task_rows(cols);
-    pool.pieces(dx, rows * cols, |index, piece| {
-        let at = index * rows * cols;
-        norm_rows_backward(piece, &x[at..], weight, eps, &dy[at..]);
-    });
-}
-
-multiversion! {
-fn norm_rows_backward(dx: &mut [f32], x: &[f32], weight: &[f32], eps: f32, dy: &[f32]) {
-    let cols = weight.len();
-    for ((dx, x), dy) in
-        dx.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(dy.chunks_exact(cols))
-    {
-        let scale = inverse_rms(x, eps);
-        let along = lane_sum(cols, |i| dy[i] * weight[i] * x[i]);
-        let pull = along * scale * scale * scale / cols as f32;
-        for i in 0..cols {
-            dx[i] += dy[i] * weight[i] * scale - x[i] * pull;
-        }
-    }
-}
-}
-
-/// Rows whose part of a weight's gradient is summed together.
-const GRADIENT_ROWS: usize = 64;
-
-/// Sets or adds to `d_weight` the gradient of [`rms_norm`] with respect to its weight.
-///
-/// **Shapes**: d_weight `[hidden]`; x, dy `[tokens, hidden]`.
-pub fn rms_norm_weight_gradient(
-    pool: &Pool,
-    d_weight: &mut [f32],
-    x: &[f32],
-    eps: f32,
-    dy: &[f32],
-    mode: Output,
-) {
-    let cols = d_weight.len();
-    assert!(x.len() == dy.len() && x.len().is_multiple_of(cols));
-    let size = GRADIENT_ROWS * cols;
-    let mut sums = pool.zeros(x.len().div_ceil(size) * cols);
-    pool.pieces(&mut sums, cols, |index, sums| {
-        let rows = index * size..x.len().min((index + 1) * size);
-        weight_gradient_rows(sums, &x[rows.clone()], eps, &dy[rows]);
-    });
-    if mode == Output::Replace {
-        d_weight.fill(0.0);
-    }
-    for sums in sums.chunks_exact(cols) {
-        d_weight.iter_mut().zip(sums).for_each(|(d, sum)| *d += sum);
-    }
-}
-
-multiversion! {
-fn weight_gradient_rows(sums: &mut [f32], x: &[f32], eps: f32, dy: &[f32]) {
-    let cols = sums.len();
-    for (x, dy) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)) {
-        let scale = inverse_rms(x, eps);
-        for i in 0..cols {
-            sums[i] += dy[i] * x[i] * scale;
-        }
-    }
-}
 }
 
 /// Cosines and sines of the rotary position embedding.
@@ -492,12 +353,12 @@ fn adamw_piece(
 mod tests {
     use super::*;
 
-    fn wave(len: usize, phase: f32) -> Vec<f32> {
+    pub(super) fn wave(len: usize, phase: f32) -> Vec<f32> {
         (0..len).map(|i| (i as f32 * 0.7 + phase).sin() * 2.0).collect()
     }
 
     /// The derivative of `f` at `x`, along every coordinate, by central differences in f64 steps.
-    fn numeric(x: &[f32], f: impl Fn(&[f32]) -> f64) -> Vec<f32> {
+    pub(super) fn numeric(x: &[f32], f: impl Fn(&[f32]) -> f64) -> Vec<f32> {
         let h = 1e-2;
         (0..x.len())
             .map(|i| {
@@ -510,14 +371,14 @@ mod tests {
             .collect()
     }
 
-    fn close(a: &[f32], b: &[f32], tolerance: f32) {
+    pub(super) fn close(a: &[f32], b: &[f32], tolerance: f32) {
         assert_eq!(a.len(), b.len());
         for (i, (a, b)) in a.iter().zip(b).enumerate() {
             assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{i}: {a} against {b}");
         }
     }
 
-    fn weighted(out: &[f32], dy: &[f32]) -> f64 {
+    pub(super) fn weighted(out: &[f32], dy: &[f32]) -> f64 {
         out.iter().zip(dy).map(|(o, d)| f64::from(*o) * f64::from(*d)).sum()
     }
 
@@ -529,35 +390,6 @@ mod tests {
             assert!((f64::from(exp(x)) / expected - 1.0).abs() < 4e-7, "{x}");
         }
         assert!(exp(-1000.0) < 1e-37 && exp(1000.0).is_finite());
-    }
-
-    #[test]
-    fn norm_gradient_is_the_numeric_one() {
-        let pool = Pool::new(2);
-        let (x, dy, weight) = (wave(3 * 20, 0.1), wave(3 * 20, 1.0), wave(20, 2.0));
-        let mut dx = vec![0.0; x.len()];
-        rms_norm_backward(&pool, &mut dx, &x, &weight, 1e-5, &dy);
-        let expected = numeric(&x, |x| {
-            let mut out = vec![0.0; x.len()];
-            rms_norm(&pool, &mut out, x, &weight, 1e-5);
-            weighted(&out, &dy)
-        });
-        close(&dx, &expected, 2e-3);
-    }
-
-    #[test]
-    fn norm_weight_gradient_is_the_numeric_one() {
-        let pool = Pool::new(2);
-        // Two blocks of rows.
-        let (x, dy, weight) = (wave(70 * 9, 0.1), wave(70 * 9, 1.0), wave(9, 2.0));
-        let mut d = vec![1.0; 9];
-        rms_norm_weight_gradient(&pool, &mut d, &x, 1e-5, &dy, Output::Replace);
-        let expected = numeric(&weight, |weight| {
-            let mut out = vec![0.0; x.len()];
-            rms_norm(&pool, &mut out, &x, weight, 1e-5);
-            weighted(&out, &dy)
-        });
-        close(&d, &expected, 2e-3);
     }
 
     #[test]

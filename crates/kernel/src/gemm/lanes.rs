@@ -63,12 +63,30 @@ impl<'a> Lanes<'a> {
             return Lanes { precision, values: Values::Borrowed(values), rows, cols };
         }
         let mut lanes = Lanes::unset(pool, precision, rows, cols);
-        let steps = lanes.steps();
-        pool.pieces(lanes.lanes_mut(), CONVERTED * steps, |index, piece| {
+        lanes.fill(pool, values);
+        lanes
+    }
+
+    /// Pairs of bf16.
+    fn fill(&mut self, pool: &Pool, values: &[f32]) {
+        let (steps, cols) = (self.steps(), self.cols);
+        assert_eq!(values.len(), self.rows * cols, "lanes of rows of {cols}");
+        pool.pieces(self.lanes_mut(), CONVERTED * steps, |index, piece| {
             for (row, out) in piece.chunks_exact_mut(steps).enumerate() {
                 pair_row(&values[(index * CONVERTED + row) * cols..][..cols], out);
             }
         });
+    }
+
+    /// As [`Lanes::new`], of rows that are needed no more.
+    pub fn owned(pool: &'a Pool, precision: Precision, rows: Buffer<'a>, cols: usize) -> Self {
+        if precision == Precision::F32 {
+            let count = rows.len() / cols;
+            assert_eq!(rows.len(), count * cols, "lanes of rows of {cols}");
+            return Lanes { precision, values: Values::Owned(rows), rows: count, cols };
+        }
+        let mut lanes = Lanes::unset(pool, precision, rows.len() / cols, cols);
+        lanes.fill(pool, &rows);
         lanes
     }
 
