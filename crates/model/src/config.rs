@@ -2,6 +2,8 @@
 
 mod gguf;
 mod huggingface;
+mod routing;
+mod tensors;
 
 use std::path::Path;
 
@@ -11,6 +13,8 @@ use crate::Error;
 
 pub(crate) use gguf::{EXPERT_NAMES, from_gguf};
 pub(crate) use huggingface::{from_huggingface, ids_json};
+pub use routing::Routing;
+pub use tensors::TensorInfo;
 
 /// Which layout of layers a model has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +26,12 @@ pub enum Family {
     /// Gemma 3's text model: norms before and behind each part, normed queries and keys, GELU, and
     /// layers that see a window only.
     Gemma3,
+    /// Llama with routed experts in place of the feed-forward.
+    Mixtral,
+    /// The same with normed queries and keys.
+    Qwen3Moe,
+    /// The same with sigmoid scores whose balance a bias keeps, and a shared expert.
+    Glm4Moe,
 }
 
 /// The shape of a model, checked: every size is in its limit and they agree with each other.
@@ -34,8 +44,11 @@ pub struct Config {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Width of the feed-forward (the shared one, where there are experts).
+    /// Width of the feed-forward (the shared one, where there are experts; 0 for none).
     pub intermediate: usize,
+    /// Whether each head's queries and keys are normed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub head_norms: bool,
     pub norm_eps: f32,
     pub rope_theta: f32,
     /// Layers that see the newest tokens only, where there are such.
@@ -48,7 +61,11 @@ pub struct Config {
     pub bos: Option<u32>,
     /// Every token that ends an answer.
     pub eos: Vec<u32>,
+    /// Department experts.
     pub experts: Option<ExpertsConfig>,
+    /// Experts of the model's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Routing>,
 }
 
 /// Layers whose attention sees a window of the newest tokens.
@@ -78,22 +95,6 @@ pub struct ExpertsConfig {
     pub names: Vec<String>,
 }
 
-/// A tensor that a model of some [`Config`] has, under its Hugging Face name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    pub name: String,
-    /// `[len]`, `[rows, cols]`, or `[experts, rows, cols]`.
-    pub shape: Vec<usize>,
-}
-
-impl TensorInfo {
-    /// Rows and columns when all leading dimensions are taken as one.
-    pub fn rows_cols(&self) -> (usize, usize) {
-        let (cols, leading) = self.shape.split_last().expect("no tensor is a scalar");
-        (leading.iter().product(), *cols)
-    }
-}
-
 /// Experts of a model, for one bit each in a set of 64.
 pub(crate) const MAX_EXPERTS: usize = 64;
 const MAX_VOCAB: usize = 1 << 21;
@@ -106,55 +107,11 @@ const MAX_CONTEXT: usize = 1 << 24;
 const MAX_NAME: usize = 128;
 
 impl Config {
-    /// Every tensor of such a model, in the order in which they are written.
-    ///
-    /// The experts' tensors include the null expert, whose rows are zero and stand last.
-    pub fn tensors(&self) -> Vec<TensorInfo> {
-        let mut list = vec![];
-        let mut add = |name: String, shape: &[usize]| {
-            list.push(TensorInfo { name, shape: shape.to_vec() });
-        };
-        let (hidden, width) = (self.hidden, self.intermediate);
-        add("model.embed_tokens.weight".into(), &[self.vocab, hidden]);
-        for layer in 0..self.layers {
-            let mut add = |name: &str, shape: &[usize]| {
-                add(format!("model.layers.{layer}.{name}.weight"), shape);
-            };
-            add("input_layernorm", &[hidden]);
-            add("self_attn.q_proj", &[self.heads * self.head_dim, hidden]);
-            add("self_attn.k_proj", &[self.kv_heads * self.head_dim, hidden]);
-            add("self_attn.v_proj", &[self.kv_heads * self.head_dim, hidden]);
-            add("self_attn.o_proj", &[hidden, self.heads * self.head_dim]);
-            add("post_attention_layernorm", &[hidden]);
-            if self.family == Family::Gemma3 {
-                add("self_attn.q_norm", &[self.head_dim]);
-                add("self_attn.k_norm", &[self.head_dim]);
-                add("pre_feedforward_layernorm", &[hidden]);
-                add("post_feedforward_layernorm", &[hidden]);
-            }
-            let Some(experts) = &self.experts else {
-                add("mlp.gate_proj", &[width, hidden]);
-                add("mlp.up_proj", &[width, hidden]);
-                add("mlp.down_proj", &[hidden, width]);
-                continue;
-            };
-            let count = experts.names.len() + 1;
-            add("block_sparse_moe.router.layer", &[count, hidden]);
-            add("block_sparse_moe.input_linear", &[count, 2 * experts.width, hidden]);
-            add("block_sparse_moe.output_linear", &[count, hidden, experts.width]);
-            add("shared_mlp.input_linear", &[2 * width, hidden]);
-            add("shared_mlp.output_linear", &[hidden, width]);
-        }
-        add("model.norm.weight".into(), &[hidden]);
-        if !self.tied_embeddings {
-            add("lm_head.weight".into(), &[self.vocab, hidden]);
-        }
-        list
-    }
-
     /// Checks every size against its limit and against the others; `path` is named in errors.
     pub(crate) fn check(&self, path: &Path) -> Result<(), Error> {
         let width = self.experts.as_ref().map_or(1, |e| e.width);
+        // Routed experts may stand without a shared one.
+        let inner = usize::from(self.routing.is_some());
         let sizes = [
             ("the vocabulary", self.vocab, MAX_VOCAB),
             ("the hidden size", self.hidden, MAX_HIDDEN),
@@ -162,7 +119,7 @@ impl Config {
             ("the number of heads", self.heads, MAX_HEADS),
             ("the number of key-value heads", self.kv_heads, MAX_HEADS),
             ("the head dimension", self.head_dim, MAX_HEAD_DIM),
-            ("the feed-forward width", self.intermediate, MAX_WIDTH),
+            ("the feed-forward width", self.intermediate.max(inner), MAX_WIDTH),
             ("the expert width", width, MAX_WIDTH),
             ("the context length", self.context, MAX_CONTEXT),
         ];
@@ -201,6 +158,9 @@ impl Config {
                 let expected = format!("the vocabulary has {} tokens", self.vocab);
                 return Err(wrong(path, "a begin or end token", id, &expected));
             }
+        }
+        if let Some(routing) = &self.routing {
+            routing.check(path)?;
         }
         self.experts.as_ref().map_or(Ok(()), |experts| experts.check(path))
     }

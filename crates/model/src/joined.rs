@@ -1,13 +1,11 @@
 //! Experts on disk: one file each, and the model that joins them to a base.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ExpertLayer, ExpertWeights};
+use crate::{Error, ExpertLayer, ExpertWeights, tensor_file};
 
 /// The file that makes a folder a joined model.
 pub const JOINED_FILE: &str = "joined.json";
@@ -94,25 +92,11 @@ impl ExpertWeights {
     /// [`Error::Io`] on a full disk, for instance.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         let sizes = Sizes { width: self.width, hidden: self.hidden, layers: self.layers.len() };
-        // One entry: the order of several would differ from run to run, and with it the file.
         let text = serde_json::to_string(&sizes).expect("plain data");
-        let metadata = HashMap::from([(METADATA.to_string(), text)]);
-        let views = self.tensors().map(|(name, shape, values)| {
-            let bytes = bytemuck::cast_slice(values);
-            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes)
-                .expect("the bytes fit the shape");
-            (name, view)
+        let tensors = self.tensors().map(|(name, shape, values)| {
+            (name, shape.to_vec(), bytemuck::cast_slice(values.as_slice()))
         });
-        let temporary = path.with_extension("tmp");
-        safetensors::serialize_to_file(views, Some(metadata), &temporary).map_err(|e| {
-            Error::Io { action: "write", path: temporary.clone(), source: std::io::Error::other(e) }
-        })?;
-        let synced = fs::File::open(&temporary).and_then(|file| file.sync_all());
-        synced.and_then(|()| fs::rename(&temporary, path)).map_err(|source| Error::Io {
-            action: "write",
-            path: path.into(),
-            source,
-        })
+        tensor_file::write(path, Some((METADATA, text)), tensors)
     }
 
     /// Reads what [`ExpertWeights::write`] wrote.
@@ -121,29 +105,16 @@ impl ExpertWeights {
     /// [`Error::Io`]; [`Error::Malformed`], [`Error::Tensor`] or [`Error::Shape`] if it is no
     /// expert's file.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let map = kernel::MappedFile::open(path).map_err(|source| Error::Io {
-            action: "open",
-            path: path.into(),
-            source,
-        })?;
-        let malformed = |problem: String| Error::Malformed { path: path.into(), at: 0, problem };
-        let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| malformed(e.to_string()))?;
-        let file = SafeTensors::deserialize(&map).map_err(|e| malformed(e.to_string()))?;
-        let text = header.metadata().as_ref().and_then(|m| m.get(METADATA));
-        let sizes = text.and_then(|text| serde_json::from_str::<Sizes>(text).ok());
+        let map = tensor_file::map(path)?;
+        let text = tensor_file::metadata(path, &map, METADATA)?;
+        let sizes = text.and_then(|text| serde_json::from_str::<Sizes>(&text).ok());
         let Some(Sizes { width, hidden, layers }) = sizes.filter(Sizes::are_sensible) else {
-            return Err(malformed(format!("the metadata has no sensible {METADATA:?}")));
+            let problem = format!("the metadata has no sensible {METADATA:?}");
+            return Err(tensor_file::malformed(path, problem));
         };
+        let file = tensor_file::parse(path, &map)?;
         let tensor = |layer: usize, part: &str, shape: [usize; 2]| {
-            let name = format!("layers.{layer}.{part}");
-            let Ok(view) = file.tensor(&name) else {
-                return Err(Error::NoTensor { path: path.into(), name });
-            };
-            if view.shape() != shape || view.dtype() != Dtype::F32 {
-                let (found, expected) = (view.shape().to_vec(), shape.to_vec());
-                return Err(Error::Shape { path: path.into(), name, found, expected });
-            }
-            Ok(bytemuck::pod_collect_to_vec::<u8, f32>(view.data()))
+            tensor_file::floats(path, &file, &format!("layers.{layer}.{part}"), &shape)
         };
         let layer = |index: usize| {
             if file.tensor(&format!("layers.{index}.router")).is_err() {

@@ -5,6 +5,7 @@ mod decoder;
 mod joined;
 mod source;
 mod template;
+mod tensor_file;
 mod tokenizer;
 mod write;
 
@@ -12,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 use kernel::Precision;
 
-pub use config::{Config, ExpertsConfig, Family, TensorInfo, Windows};
+pub use config::{Config, ExpertsConfig, Family, Routing, TensorInfo, Windows};
 pub use decoder::{
-    Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, KvCache, Purpose, Tape,
-    read_experts,
+    Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, KvCache, LayerWeights,
+    Purpose, Tape, Weights, read_experts,
 };
 pub use joined::{JOINED_FILE, Joined, JoinedExpert};
 pub use source::Source;

@@ -36,6 +36,9 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
         Family::GraniteMoeShared => {
             (keys.size("expert_shared_feed_forward_length")?, Some(keys.experts(width)?))
         }
+        Family::Mixtral | Family::Qwen3Moe | Family::Glm4Moe => {
+            unreachable!("no architecture is read as these")
+        }
     };
     let vocab = match keys.get("vocab_size") {
         Some(_) => keys.size("vocab_size")?,
@@ -53,6 +56,7 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
         },
         head_dim,
         intermediate,
+        head_norms: family == Family::Gemma3,
         norm_eps: keys.number("attention.layer_norm_rms_epsilon")? as f32,
         rope_theta: keys.number_or("rope.freq_base", 10_000.0)? as f32,
         windows: (family == Family::Gemma3).then(|| keys.windows()).transpose()?,
@@ -61,6 +65,7 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
         bos: token(file, "bos")?,
         eos: end_tokens(file)?,
         experts,
+        routing: None,
     };
     config.check(&file.path)?;
     Ok(config)

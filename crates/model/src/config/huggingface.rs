@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Config, ExpertsConfig, Family, wrong};
+use super::{Config, ExpertsConfig, Family, Routing, wrong};
 use crate::Error;
 
 /// Reads `config.json`; `generation` is `generation_config.json`, whose end tokens count too.
@@ -23,8 +23,11 @@ pub(crate) fn from_huggingface(
     let (family, expected_class) = match keys.text("model_type")?.as_str() {
         "llama" => (Family::Llama, "LlamaForCausalLM"),
         "granitemoeshared" => (Family::GraniteMoeShared, "GraniteMoeSharedForCausalLM"),
+        "mixtral" => (Family::Mixtral, "MixtralForCausalLM"),
+        "qwen3_moe" => (Family::Qwen3Moe, "Qwen3MoeForCausalLM"),
+        "glm4_moe" => (Family::Glm4Moe, "Glm4MoeForCausalLM"),
         other => {
-            let expected = "supported are llama and granitemoeshared";
+            let expected = "supported are llama, granitemoeshared, mixtral, qwen3_moe and glm4_moe";
             return Err(wrong(path, "model_type", format!("{other:?}"), expected));
         }
     };
@@ -36,10 +39,17 @@ pub(crate) fn from_huggingface(
         None if heads > 0 => hidden / heads,
         None => 0,
     };
-    let (intermediate, experts) = match family {
-        Family::Llama => (keys.size("intermediate_size")?, None),
-        Family::GraniteMoeShared => {
-            (keys.size("shared_intermediate_size")?, Some(keys.experts(head_dim)?))
+    let experts = match family {
+        Family::GraniteMoeShared => Some(keys.experts(head_dim)?),
+        _ => None,
+    };
+    let routing = keys.routing(family)?;
+    let intermediate = match family {
+        Family::Llama => keys.size("intermediate_size")?,
+        Family::GraniteMoeShared => keys.size("shared_intermediate_size")?,
+        Family::Mixtral | Family::Qwen3Moe => 0,
+        Family::Glm4Moe => {
+            keys.size("n_shared_experts")?.saturating_mul(keys.size("moe_intermediate_size")?)
         }
         Family::Gemma3 => unreachable!("read from GGUF files only"),
     };
@@ -64,6 +74,11 @@ pub(crate) fn from_huggingface(
         },
         head_dim,
         intermediate,
+        head_norms: match family {
+            Family::Qwen3Moe => true,
+            Family::Glm4Moe => keys.flag("use_qk_norm")?,
+            _ => false,
+        },
         norm_eps: keys.number("rms_norm_eps")? as f32,
         rope_theta: keys.rope_theta()? as f32,
         windows: None,
@@ -72,6 +87,7 @@ pub(crate) fn from_huggingface(
         bos: keys.ids("bos_token_id")?.first().copied(),
         eos,
         experts,
+        routing,
     };
     config.check(path)?;
     Ok(config)
@@ -180,6 +196,62 @@ impl Keys<'_> {
         }
     }
 
+    /// The experts of the model's own, in families that have them.
+    fn routing(&self, family: Family) -> Result<Option<Routing>, Error> {
+        let (experts, width) = match family {
+            Family::Llama | Family::GraniteMoeShared | Family::Gemma3 => return Ok(None),
+            Family::Mixtral => ("num_local_experts", "intermediate_size"),
+            // transformers writes it under either name.
+            Family::Qwen3Moe if self.get("num_experts").is_none() => {
+                ("num_local_experts", "moe_intermediate_size")
+            }
+            Family::Qwen3Moe => ("num_experts", "moe_intermediate_size"),
+            Family::Glm4Moe => ("n_routed_experts", "moe_intermediate_size"),
+        };
+        self.refuse_unsupported_routing(family)?;
+        let glm = family == Family::Glm4Moe;
+        Ok(Some(Routing {
+            experts: self.size(experts)?,
+            top_k: self.size("num_experts_per_tok")?,
+            width: self.size(width)?,
+            sigmoid: glm,
+            normalise: family == Family::Mixtral || self.flag("norm_topk_prob")?,
+            scale: if glm { self.number("routed_scaling_factor")? as f32 } else { 1.0 },
+        }))
+    }
+
+    /// Layers without experts, experts chosen by groups, and positions of a part of each head.
+    fn refuse_unsupported_routing(&self, family: Family) -> Result<(), Error> {
+        let mut only = vec![];
+        if family == Family::Qwen3Moe {
+            only.push(("decoder_sparse_step", 1.0, 1.0));
+            if self
+                .get("mlp_only_layers")
+                .is_some_and(|v| v.as_array().is_none_or(|l| !l.is_empty()))
+            {
+                let expected = "layers without experts are not supported";
+                return Err(self.wrong("mlp_only_layers", expected));
+            }
+        }
+        if family == Family::Glm4Moe {
+            only.extend([("first_k_dense_replace", 1.0, 0.0), ("n_group", 1.0, 1.0)]);
+            let positions =
+                self.get("rope_parameters").and_then(|r| r.get("partial_rotary_factor"));
+            // The family's default is one half.
+            if positions.or(self.get("partial_rotary_factor")).and_then(Value::as_f64) != Some(1.0)
+            {
+                let expected = "only 1 is supported";
+                return Err(self.wrong("partial_rotary_factor", expected));
+            }
+        }
+        for (key, default, supported) in only {
+            if self.number_or(key, default)? != supported {
+                return Err(self.wrong(key, &format!("only {supported} is supported")));
+            }
+        }
+        Ok(())
+    }
+
     fn experts(&self, head_dim: usize) -> Result<ExpertsConfig, Error> {
         let neutral = [
             ("embedding_multiplier", 1.0),
@@ -218,10 +290,11 @@ impl Config {
         let (model_type, class) = match self.family {
             Family::Llama => ("llama", "LlamaForCausalLM"),
             Family::GraniteMoeShared => ("granitemoeshared", "GraniteMoeSharedForCausalLM"),
+            Family::Mixtral => ("mixtral", "MixtralForCausalLM"),
+            Family::Qwen3Moe => ("qwen3_moe", "Qwen3MoeForCausalLM"),
+            Family::Glm4Moe => ("glm4_moe", "Glm4MoeForCausalLM"),
             Family::Gemma3 => unreachable!("`Export` refuses to write it"),
         };
-        // Through the shortest decimal, so that 1e-5 is not written as 9.999999747378752e-6.
-        let shortest = |v: f32| v.to_string().parse::<f64>().unwrap_or(f64::from(v));
         let mut json = json!({
             "architectures": [class],
             "model_type": model_type,
@@ -255,8 +328,41 @@ impl Config {
             json["attention_multiplier"] = (self.head_dim as f64).powf(-0.5).into();
             json["artel"] = json!({ "experts": experts.names });
         }
+        if let Some(routing) = &self.routing {
+            self.routing_keys(routing, &mut json);
+        }
         json
     }
+
+    fn routing_keys(&self, routing: &Routing, json: &mut Value) {
+        json["num_experts_per_tok"] = routing.top_k.into();
+        if self.family == Family::Mixtral {
+            json["num_local_experts"] = routing.experts.into();
+            json["intermediate_size"] = routing.width.into();
+            return;
+        }
+        json["moe_intermediate_size"] = routing.width.into();
+        json["norm_topk_prob"] = routing.normalise.into();
+        if self.family == Family::Qwen3Moe {
+            json["num_experts"] = routing.experts.into();
+            json["decoder_sparse_step"] = 1.into();
+            json["mlp_only_layers"] = json!([]);
+            return;
+        }
+        json["n_routed_experts"] = routing.experts.into();
+        json["n_shared_experts"] = (self.intermediate / routing.width).into();
+        json["routed_scaling_factor"] = shortest(routing.scale).into();
+        json["use_qk_norm"] = self.head_norms.into();
+        json["first_k_dense_replace"] = 0.into();
+        json["n_group"] = 1.into();
+        json["topk_group"] = 1.into();
+        json["partial_rotary_factor"] = 1.0.into();
+    }
+}
+
+/// Through the shortest decimal, so that 1e-5 is not written as 9.999999747378752e-6.
+fn shortest(v: f32) -> f64 {
+    v.to_string().parse::<f64>().unwrap_or(f64::from(v))
 }
 
 /// One id stands alone, as transformers writes it; none is null.

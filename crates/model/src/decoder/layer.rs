@@ -1,12 +1,13 @@
 use std::ops::Range;
 
 use kernel::attention::{self, Heads, Rows, Sequence};
-use kernel::ops::{self, Rotary, Rotation};
-use kernel::{Gate, Output, Pool};
+use kernel::ops::{self, HeadRows, Rotary, Rotation};
+use kernel::{Buffer, Lanes, Left, Output, Pool, Routes, matmul_transposed};
 
+use super::feed_forward::{FeedForward, FusedStash};
 use super::linear::Linear;
 use super::mixture::{ExpertLayer, Mixture, MixtureStash, Upstream};
-use super::{ExpertSet, Input};
+use super::{ExpertSet, Input, LayerWeights};
 
 /// One decoder layer: attention and feed-forward, each behind a norm and beside the residual.
 pub(super) struct Layer {
@@ -19,10 +20,7 @@ pub(super) struct Layer {
     /// Behind the attention, where the family has it.
     pub(super) attention_out_norm: Option<Vec<f32>>,
     pub(super) feed_forward_norm: Vec<f32>,
-    /// Gate rows, then up rows: `[2·intermediate, hidden]`.
-    pub(super) gate_up: Linear,
-    pub(super) gate: Gate,
-    pub(super) down: Linear,
+    pub(super) feed_forward: FeedForward,
     /// Behind the feed-forward, where the family has it.
     pub(super) down_norm: Option<Vec<f32>>,
     /// Tokens that the layer sees; all if none is given.
@@ -37,8 +35,8 @@ pub(super) struct HeadNorms {
 }
 
 /// What all layers of one pass share.
-pub(super) struct Pass<'a> {
-    pub(super) pool: &'a Pool,
+pub(super) struct Pass<'p, 'a> {
+    pub(super) pool: &'p Pool,
     pub(super) heads: Heads,
     pub(super) eps: f32,
     pub(super) rotary: &'a Rotary,
@@ -51,15 +49,46 @@ pub(super) struct Pass<'a> {
 /// What the backward pass needs of one layer.
 ///
 /// **Shapes**: x, middle `[tokens, hidden]`; qkv `[tokens, qkv_width]`; attended
-/// `[tokens, heads · head_dim]`; log_sums `[tokens, heads]`; gate_up `[tokens, 2·intermediate]`.
-pub(super) struct Stash {
+/// `[tokens, heads · head_dim]`; log_sums `[tokens, heads]`.
+pub(super) struct Stash<'a> {
     x: Vec<f32>,
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
+    /// The normed rows of `x`.
+    inputs: Lanes<'a>,
+    /// Queries, keys and values before the heads' norms, where there are such.
+    raw: Option<Vec<f32>>,
+    qkv: Buffer<'a>,
+    attended: Buffer<'a>,
     log_sums: Vec<f32>,
     middle: Vec<f32>,
-    gate_up: Vec<f32>,
-    mixture: Option<MixtureStash>,
+    feed_forward: FeedForwardStash<'a>,
+}
+
+enum FeedForwardStash<'a> {
+    /// `[tokens, 2·intermediate]`, before the activation.
+    Plain {
+        gate_up: Buffer<'a>,
+        mixture: Option<MixtureStash<'a>>,
+    },
+    Fused(FusedStash<'a>),
+}
+
+impl Stash<'_> {
+    /// The experts of the tokens, in a layer that routes them.
+    pub(super) fn routes(&self) -> Option<&Routes> {
+        match &self.feed_forward {
+            FeedForwardStash::Plain { .. } => None,
+            FeedForwardStash::Fused(stash) => stash.routes(),
+        }
+    }
+}
+
+/// Whose gradients the backward pass gives.
+pub(super) enum Trained<'a> {
+    /// Those of the expert beside the layer's frozen weights are added; for `pull` see
+    /// [`Upstream`].
+    Expert { gradients: &'a mut ExpertLayer, pull: &'a [f32] },
+    /// Those of all weights are set or added.
+    Whole { gradients: &'a mut LayerWeights, mode: Output },
 }
 
 impl Layer {
@@ -73,12 +102,26 @@ impl Layer {
         sets: &[ExpertSet],
         gates: &mut [f32],
     ) {
-        let qkv = self.qkv_rows(pass, x);
+        let mut qkv = self.qkv.apply(pass.pool, &self.norm(pass, x, &self.attention_norm));
+        self.place(pass, &mut qkv);
         let attended = attend_cached(pass, &qkv, inputs, layer, self.window);
         self.add_part(pass, x, &self.attention_out, &attended, self.attention_out_norm.as_deref());
         let normed = self.norm(pass, x, &self.feed_forward_norm);
-        let inner = self.gate_up.apply_gated(pass.pool, &normed, self.gate);
-        self.add_part(pass, x, &self.down, &inner, self.down_norm.as_deref());
+        match &self.feed_forward {
+            FeedForward::Plain { gate_up, down, gate } => {
+                let inner = gate_up.apply_gated(pass.pool, &normed, *gate);
+                self.add_part(pass, x, down, &inner, self.down_norm.as_deref());
+            }
+            FeedForward::Fused(fused) => {
+                let chosen = fused.choose(pass.pool, &normed);
+                fused.forward(
+                    pass.pool,
+                    x,
+                    fused.lanes(pass.pool, &normed, self.qkv.inputs()),
+                    chosen,
+                );
+            }
+        }
         if let Some(mixture) = &self.mixture
             && sets.iter().any(|set| !set.is_empty())
         {
@@ -87,100 +130,158 @@ impl Layer {
     }
 
     /// One layer over whole sequences without a cache, keeping what backward needs.
-    pub(super) fn train_forward(
+    pub(super) fn train_forward<'a>(
         &self,
-        pass: &Pass,
+        pass: &Pass<'a, '_>,
         x: &mut [f32],
         sequences: &[Range<usize>],
-    ) -> Stash {
+    ) -> Stash<'a> {
+        let pool = pass.pool;
         let before = x.to_vec();
-        let qkv = self.qkv_rows(pass, x);
+        let hidden = self.qkv.inputs();
+        let inputs = self.qkv.lanes(pool, self.norm(pass, x, &self.attention_norm), hidden);
+        let mut qkv = self.qkv.apply_lanes(pool, &inputs);
+        let raw = self.head_norms.is_some().then(|| qkv.to_vec());
+        self.place(pass, &mut qkv);
         let width = pass.heads.heads * pass.heads.head_dim;
-        let mut attended = vec![0.0; pass.positions.len() * width];
+        let mut attended = pool.buffer(pass.positions.len() * width);
         let mut log_sums = vec![0.0; pass.positions.len() * pass.heads.heads];
-        let rows = |head: usize| Rows {
-            values: &qkv,
-            stride: pass.heads.qkv_width(),
-            offset: head * pass.heads.head_dim,
-        };
-        let (keys, values) = (pass.heads.heads, pass.heads.heads + pass.heads.kv_heads);
-        let parts: Vec<Sequence> = sequences
-            .iter()
-            .map(|s| Sequence {
-                queries: s.clone(),
-                keys: rows(keys),
-                values: rows(values),
-                kv: s.clone(),
-                window: None,
-            })
-            .collect();
-        attention::forward(
-            pass.pool,
-            &mut attended,
-            rows(0),
-            &parts,
-            pass.heads,
-            Some(&mut log_sums),
-        );
-        self.attention_out.forward(pass.pool, x, &attended, Output::Add);
+        attend(pass, &mut attended, &qkv, sequences, &mut log_sums);
+        self.attention_out.forward(pool, x, &attended, Output::Add);
         let middle = x.to_vec();
         let normed = self.norm(pass, x, &self.feed_forward_norm);
-        let gate_up = self.gate_up.apply(pass.pool, &normed);
-        let inner = self.activate(pass, &gate_up);
-        self.down.forward(pass.pool, x, &inner, Output::Add);
-        let mixture = self.mixture.as_ref().map(|m| m.train_forward(pass.pool, x, &normed));
-        Stash { x: before, qkv, attended, log_sums, middle, gate_up, mixture }
+        let feed_forward = match &self.feed_forward {
+            FeedForward::Plain { gate_up, down, .. } => {
+                let gate_up = gate_up.apply(pool, &normed);
+                let mut inner = pool.buffer(gate_up.len() / 2);
+                ops::swiglu(pool, &mut inner, &gate_up, down.inputs());
+                down.forward(pool, x, &inner, Output::Add);
+                let mixture = self.mixture.as_ref().map(|m| m.train_forward(pool, x, &normed));
+                FeedForwardStash::Plain { gate_up, mixture }
+            }
+            FeedForward::Fused(fused) => {
+                let chosen = fused.choose(pool, &normed);
+                let normed = self.qkv.lanes(pool, normed, hidden);
+                FeedForwardStash::Fused(fused.forward(pool, x, normed, chosen))
+            }
+        };
+        Stash { x: before, inputs, raw, qkv, attended, log_sums, middle, feed_forward }
     }
 
     /// Turns `d`, the gradient with respect to the layer's output, into that with respect to its
-    /// input, and adds the expert's gradients. The layer's own weights are frozen.
+    /// input, and gives the gradients of what is trained.
     pub(super) fn backward(
         &self,
         pass: &Pass,
         d: &mut [f32],
         sequences: &[Range<usize>],
         stash: Stash,
-        pull: &[f32],
-        gradients: &mut ExpertLayer,
+        mut trained: Trained,
     ) {
         let pool = pass.pool;
-        let intermediate = self.down.inputs();
-        let mut d_normed = vec![0.0; d.len()];
-        let mut d_gate_up = stash.gate_up;
-        let mut d_inner = vec![0.0; d_gate_up.len() / 2];
-        self.down.backward(pool, &mut d_inner, d, Output::Replace);
-        ops::swiglu_backward(pool, &mut d_gate_up, &d_inner, intermediate);
-        self.gate_up.backward(pool, &mut d_normed, &d_gate_up, Output::Replace);
-        if let (Some(mixture), Some(kept)) = (&self.mixture, stash.mixture) {
-            let normed = self.norm(pass, &stash.middle, &self.feed_forward_norm);
-            let upstream = Upstream { x: &normed, dy: d, pull };
-            mixture.train_backward(pool, &mut d_normed, upstream, kept, gradients);
+        let Stash { x, inputs, raw, qkv, attended, log_sums, middle, feed_forward } = stash;
+        let mut d_normed = pool.buffer(d.len());
+        self.feed_forward_backward(pass, (d, &mut d_normed), &middle, feed_forward, &mut trained);
+        if let Trained::Whole { gradients, mode } = &mut trained {
+            let norm = &mut gradients.feed_forward_norm;
+            whole_rows_gradient(pass, norm, (&middle, &d_normed), *mode);
         }
-        ops::rms_norm_backward(
-            pool,
-            d,
-            &stash.middle,
-            &self.feed_forward_norm,
-            pass.eps,
-            &d_normed,
-        );
+        ops::rms_norm_backward(pool, d, &middle, &self.feed_forward_norm, pass.eps, &d_normed);
 
-        let mut d_attended = vec![0.0; stash.attended.len()];
-        self.attention_out.backward(pool, &mut d_attended, d, Output::Replace);
-        let mut d_qkv = vec![0.0; stash.qkv.len()];
-        attention::backward(
-            pool,
-            &mut d_qkv,
-            &stash.qkv,
-            &stash.attended,
-            &d_attended,
-            &stash.log_sums,
-            sequences,
-            pass.heads,
-        );
+        let mut d_qkv = pool.buffer(qkv.len());
+        {
+            let dy = self.attention_out.lanes_of(pool, d, self.attention_out.outputs());
+            let mut d_attended = pool.buffer(attended.len());
+            self.attention_out.backward(pool, &mut d_attended, Left::Lanes(&dy), Output::Replace);
+            attention::backward(
+                pool,
+                &mut d_qkv,
+                &qkv,
+                &attended,
+                &d_attended,
+                &log_sums,
+                sequences,
+                pass.heads,
+            );
+            if let Trained::Whole { gradients, mode } = &mut trained {
+                let width = self.attention_out.inputs();
+                let attended = self.attention_out.lanes(pool, attended, width);
+                matmul_transposed(pool, &mut gradients.attention_out, &dy, &attended, *mode);
+            }
+        }
         self.rotate(pass, &mut d_qkv, Rotation::Backward);
-        self.qkv.backward(pool, &mut d_normed, &d_qkv, Output::Replace);
-        ops::rms_norm_backward(pool, d, &stash.x, &self.attention_norm, pass.eps, &d_normed);
+        if let Some(raw) = &raw {
+            self.head_norms_backward(pass, &mut d_qkv, raw, &mut trained);
+        }
+        let d_qkv = self.qkv.lanes(pool, d_qkv, self.qkv.outputs());
+        self.qkv.backward(pool, &mut d_normed, Left::Lanes(&d_qkv), Output::Replace);
+        if let Trained::Whole { gradients, mode } = &mut trained {
+            matmul_transposed(pool, &mut gradients.qkv, &d_qkv, &inputs, *mode);
+            let norm = &mut gradients.attention_norm;
+            whole_rows_gradient(pass, norm, (&x, &d_normed), *mode);
+        }
+        ops::rms_norm_backward(pool, d, &x, &self.attention_norm, pass.eps, &d_normed);
+    }
+
+    /// Sets `d_normed` to the gradient with respect to the feed-forward's normed input.
+    fn feed_forward_backward(
+        &self,
+        pass: &Pass,
+        (d, d_normed): (&[f32], &mut [f32]),
+        middle: &[f32],
+        stash: FeedForwardStash,
+        trained: &mut Trained,
+    ) {
+        let pool = pass.pool;
+        match (&self.feed_forward, stash, trained) {
+            (
+                FeedForward::Plain { gate_up, down, .. },
+                FeedForwardStash::Plain { gate_up: mut d_gate_up, mixture: kept },
+                Trained::Expert { gradients, pull },
+            ) => {
+                let mut d_inner = pool.buffer(d_gate_up.len() / 2);
+                down.backward(pool, &mut d_inner, Left::Rows(d), Output::Replace);
+                ops::swiglu_backward(pool, &mut d_gate_up, &d_inner, down.inputs());
+                gate_up.backward(pool, d_normed, Left::Rows(&d_gate_up), Output::Replace);
+                if let (Some(mixture), Some(kept)) = (&self.mixture, kept) {
+                    let normed = self.norm(pass, middle, &self.feed_forward_norm);
+                    let upstream = Upstream { x: &normed, dy: d, pull };
+                    mixture.train_backward(pool, d_normed, upstream, kept, gradients);
+                }
+            }
+            (
+                FeedForward::Fused(fused),
+                FeedForwardStash::Fused(stash),
+                Trained::Whole { gradients, mode },
+            ) => {
+                d_normed.fill(0.0);
+                let normed = self.norm(pass, middle, &self.feed_forward_norm);
+                let dy = fused.lanes(pool, d, self.qkv.inputs());
+                fused.backward(pool, d_normed, (&normed, &dy), stash, gradients, *mode);
+            }
+            _ => panic!("the decoder was not loaded for this training"),
+        }
+    }
+
+    fn head_norms_backward(
+        &self,
+        pass: &Pass,
+        d_qkv: &mut [f32],
+        raw: &[f32],
+        trained: &mut Trained,
+    ) {
+        let Some(norms) = &self.head_norms else { return };
+        let [queries, keys] = head_rows(pass.heads);
+        if let Trained::Whole { gradients, mode } = trained {
+            for (norm, rows) in
+                [(&mut gradients.query_norm, queries), (&mut gradients.key_norm, keys)]
+            {
+                ops::rms_norm_weight_gradient(pass.pool, norm, (raw, d_qkv), rows, pass.eps, *mode);
+            }
+        }
+        for (norm, rows) in [(&norms.queries, queries), (&norms.keys, keys)] {
+            ops::rms_norm_heads_backward(pass.pool, d_qkv, raw, rows, norm, pass.eps);
+        }
     }
 
     /// Adds the product to the residual, behind its norm where there is one.
@@ -201,19 +302,14 @@ impl Layer {
         }
     }
 
-    /// Queries, keys and values of the normed rows, queries and keys rotated.
-    fn qkv_rows(&self, pass: &Pass, x: &[f32]) -> Vec<f32> {
-        let mut qkv = self.qkv.apply(pass.pool, &self.norm(pass, x, &self.attention_norm));
+    /// Norms queries and keys, where the family does, and rotates them to their positions.
+    fn place(&self, pass: &Pass, qkv: &mut [f32]) {
         if let Some(norms) = &self.head_norms {
-            let Heads { heads, kv_heads, head_dim } = pass.heads;
-            let stride = pass.heads.qkv_width();
-            let (queries, keys) = (&norms.queries, &norms.keys);
-            ops::rms_norm_heads(pass.pool, &mut qkv, stride, 0, heads, queries, pass.eps);
-            let at = heads * head_dim;
-            ops::rms_norm_heads(pass.pool, &mut qkv, stride, at, kv_heads, keys, pass.eps);
+            let [queries, keys] = head_rows(pass.heads);
+            ops::rms_norm_heads(pass.pool, qkv, queries, &norms.queries, pass.eps);
+            ops::rms_norm_heads(pass.pool, qkv, keys, &norms.keys, pass.eps);
         }
-        self.rotate(pass, &mut qkv, Rotation::Forward);
-        qkv
+        self.rotate(pass, qkv, Rotation::Forward);
     }
 
     fn rotate(&self, pass: &Pass, qkv: &mut [f32], direction: Rotation) {
@@ -222,22 +318,54 @@ impl Layer {
         rotary.rotate(pass.pool, qkv, pass.heads.qkv_width(), rotated, &pass.positions, direction);
     }
 
-    fn norm(&self, pass: &Pass, x: &[f32], weight: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; x.len()];
+    fn norm<'a>(&self, pass: &Pass<'a, '_>, x: &[f32], weight: &[f32]) -> Buffer<'a> {
+        let mut out = pass.pool.buffer(x.len());
         ops::rms_norm(pass.pool, &mut out, x, weight, pass.eps);
         out
     }
 
-    /// SwiGLU of the feed-forward.
-    fn activate(&self, pass: &Pass, gate_up: &[f32]) -> Vec<f32> {
-        let mut inner = vec![0.0; gate_up.len() / 2];
-        ops::swiglu(pass.pool, &mut inner, gate_up, self.down.inputs());
-        inner
-    }
-
     pub(super) fn bytes(&self) -> usize {
-        [&self.qkv, &self.attention_out, &self.gate_up, &self.down].iter().map(|l| l.bytes()).sum()
+        self.qkv.bytes() + self.attention_out.bytes() + self.feed_forward.bytes()
     }
+}
+
+/// The queries' and the keys' heads in rows of queries, keys and values.
+fn head_rows(Heads { heads, kv_heads, head_dim }: Heads) -> [HeadRows; 2] {
+    let stride = (heads + 2 * kv_heads) * head_dim;
+    [
+        HeadRows { stride, first: 0, heads },
+        HeadRows { stride, first: heads * head_dim, heads: kv_heads },
+    ]
+}
+
+/// The gradient of a norm over whole rows.
+fn whole_rows_gradient(pass: &Pass, d_weight: &mut [f32], rows: (&[f32], &[f32]), mode: Output) {
+    let row = HeadRows { stride: d_weight.len(), first: 0, heads: 1 };
+    ops::rms_norm_weight_gradient(pass.pool, d_weight, rows, row, pass.eps, mode);
+}
+
+/// Attention within whole sequences.
+fn attend(
+    pass: &Pass,
+    out: &mut [f32],
+    qkv: &[f32],
+    sequences: &[Range<usize>],
+    log_sums: &mut [f32],
+) {
+    let Heads { heads, kv_heads, head_dim } = pass.heads;
+    let stride = pass.heads.qkv_width();
+    let rows = |head: usize| Rows { values: qkv, stride, offset: head * head_dim };
+    let parts: Vec<Sequence> = sequences
+        .iter()
+        .map(|s| Sequence {
+            queries: s.clone(),
+            keys: rows(heads),
+            values: rows(heads + kv_heads),
+            kv: s.clone(),
+            window: None,
+        })
+        .collect();
+    attention::forward(pass.pool, out, rows(0), &parts, pass.heads, Some(log_sums));
 }
 
 /// Appends the new keys and values to the caches, then attends to all that they hold.

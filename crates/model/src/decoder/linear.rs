@@ -1,5 +1,5 @@
 use kernel::quant::{self, Activations, Isa, Tiles};
-use kernel::{Arena, Gate, Left, Matrix, Output, Packed, Pool, Precision, matmul};
+use kernel::{Arena, Buffer, Gate, Lanes, Left, Matrix, Output, Packed, Pool, Precision, matmul};
 
 /// What the weights are prepared for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -9,8 +9,11 @@ pub enum Purpose {
     /// Text, where speed is felt: block formats stay as the file stores them, and activations are
     /// rounded to 8 bits. Other weights are as for `Inference`.
     Generation,
-    /// As `Inference`, also laid out for the backward pass, at twice the memory.
+    /// Training an expert beside frozen weights: as `Inference`, also laid out for the backward
+    /// pass, at twice the memory.
     Training,
+    /// Training all weights.
+    WholeTraining,
 }
 
 /// A weight matrix `[outputs, inputs]`, laid out for its products.
@@ -29,10 +32,35 @@ impl Linear {
         outputs: usize,
         inputs: usize,
     ) -> Self {
-        let backward = (purpose == Purpose::Training)
-            .then(|| Packed::columns(pool, precision, values, outputs, inputs));
-        let forward = Packed::rows(pool, precision, values, outputs, inputs);
-        Linear::Packed { precision, forward, backward }
+        let mut linear = Linear::unset(precision, purpose, outputs, inputs);
+        linear.fill(pool, values);
+        linear
+    }
+
+    /// Room for values `[outputs, inputs]`.
+    pub(super) fn unset(
+        precision: Precision,
+        purpose: Purpose,
+        outputs: usize,
+        inputs: usize,
+    ) -> Self {
+        let train = matches!(purpose, Purpose::Training | Purpose::WholeTraining);
+        Linear::Packed {
+            precision,
+            forward: Packed::unset(precision, outputs, inputs),
+            backward: train.then(|| Packed::unset(precision, inputs, outputs)),
+        }
+    }
+
+    /// Lays out new values `[outputs, inputs]`.
+    pub(super) fn fill(&mut self, pool: &Pool, values: &[f32]) {
+        let Linear::Packed { forward, backward, .. } = self else {
+            unreachable!("tiles are for generation, never trained");
+        };
+        forward.fill_rows(pool, values);
+        if let Some(backward) = backward {
+            backward.fill_columns(pool, values);
+        }
     }
 
     /// From stored matrices, stacked.
@@ -84,16 +112,36 @@ impl Linear {
     }
 
     /// `x · Wᵀ` as a new matrix.
-    pub(super) fn apply(&self, pool: &Pool, x: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; x.len() / self.inputs() * self.outputs()];
+    pub(super) fn apply<'a>(&self, pool: &'a Pool, x: &[f32]) -> Buffer<'a> {
+        let mut out = pool.buffer(x.len() / self.inputs() * self.outputs());
         self.forward(pool, &mut out, x, Output::Replace);
         out
     }
 
+    /// As [`Linear::apply`], of rows that are also needed for the weight's gradient.
+    pub(super) fn apply_lanes<'a>(&self, pool: &'a Pool, x: &Lanes) -> Buffer<'a> {
+        let Linear::Packed { forward, .. } = self else {
+            unreachable!("tiles are for generation, never trained");
+        };
+        let mut out = pool.buffer(x.rows() * self.outputs());
+        matmul(pool, &mut out, Left::Lanes(x), forward, Output::Replace);
+        out
+    }
+
+    /// Rows as its products read them.
+    pub(super) fn lanes<'a>(&self, pool: &'a Pool, rows: Buffer<'a>, cols: usize) -> Lanes<'a> {
+        Lanes::owned(pool, self.precision(), rows, cols)
+    }
+
+    /// As [`Linear::lanes`], of rows that stay.
+    pub(super) fn lanes_of<'a>(&self, pool: &'a Pool, rows: &'a [f32], cols: usize) -> Lanes<'a> {
+        Lanes::new(pool, self.precision(), rows, cols)
+    }
+
     /// `gate(x · Gᵀ) · (x · Uᵀ)`, the rows of `G` standing before those of `U`.
-    pub(super) fn apply_gated(&self, pool: &Pool, x: &[f32], gate: Gate) -> Vec<f32> {
+    pub(super) fn apply_gated<'a>(&self, pool: &'a Pool, x: &[f32], gate: Gate) -> Buffer<'a> {
         let width = self.outputs() / 2;
-        let mut out = vec![0.0; x.len() / self.inputs() * width];
+        let mut out = pool.buffer(x.len() / self.inputs() * width);
         match self {
             // A gate and its up-row must stand at the same place of their tiles.
             Linear::Tiled(tiles) if width.is_multiple_of(Tiles::ROWS) => {
@@ -106,11 +154,11 @@ impl Linear {
     }
 
     /// `dx = dy · W`.
-    pub(super) fn backward(&self, pool: &Pool, dx: &mut [f32], dy: &[f32], mode: Output) {
+    pub(super) fn backward(&self, pool: &Pool, dx: &mut [f32], dy: Left, mode: Output) {
         let Linear::Packed { backward: Some(packed), .. } = self else {
             panic!("the decoder was not loaded for training");
         };
-        matmul(pool, dx, Left::Rows(dy), packed, mode);
+        matmul(pool, dx, dy, packed, mode);
     }
 
     pub(super) fn product_name(&self) -> &'static str {

@@ -4,9 +4,10 @@ use kernel::ops::Rotary;
 use kernel::{Arena, Gate, Matrix, Pool, Precision};
 
 use super::embedding::Embedding;
+use super::feed_forward::FeedForward;
 use super::layer::{HeadNorms, Layer};
 use super::linear::{Linear, Purpose};
-use super::{Decoder, ExpertLayer, ExpertWeights};
+use super::{Decoder, ExpertLayer, ExpertWeights, Weights};
 use crate::{Config, Error, Family, Source};
 
 impl Decoder {
@@ -16,10 +17,12 @@ impl Decoder {
     /// What [`Source`] says of a missing or misshapen tensor.
     pub fn load(source: &Source, precision: Precision, purpose: Purpose) -> Result<Self, Error> {
         let config = source.config()?;
-        if purpose == Purpose::Training && config.family == Family::Gemma3 {
-            return Err(source.refuse("gemma3 models can write and be scored, but not be trained"));
-        }
+        refuse_untrainable(source, &config, purpose)?;
         let pool = Pool::machine();
+        if purpose == Purpose::WholeTraining || config.routing.is_some() {
+            let weights = Weights::read(source)?;
+            return Ok(Decoder::of_weights(&pool, &config, precision, purpose, &weights));
+        }
         let arena = Arena::new();
         let mut reader = Reader { source, config: &config, pool: &pool, precision, purpose, arena };
         let embedding = source.matrix("model.embed_tokens.weight", config.vocab, config.hidden)?;
@@ -52,6 +55,28 @@ impl Decoder {
         decoder.attach(&pool, &experts);
         Ok(decoder)
     }
+}
+
+/// What has no backward pass, or no place for an expert.
+fn refuse_untrainable(source: &Source, config: &Config, purpose: Purpose) -> Result<(), Error> {
+    let departments = config.family == Family::GraniteMoeShared;
+    let problem = match purpose {
+        Purpose::Inference | Purpose::Generation => return Ok(()),
+        Purpose::Training if config.routing.is_some() => {
+            "department experts stand beside a llama-like base, not beside experts of its own"
+        }
+        _ if config.family == Family::Gemma3 => {
+            "gemma3 models can write and be scored, but not be trained"
+        }
+        Purpose::WholeTraining if departments => {
+            "a joined model is trained expert by expert, not as a whole"
+        }
+        Purpose::WholeTraining if !config.intermediate.is_multiple_of(2) => {
+            "only feed-forwards of an even width are trained as a whole"
+        }
+        Purpose::Training | Purpose::WholeTraining => return Ok(()),
+    };
+    Err(source.refuse(problem))
 }
 
 /// The department experts of a joined model, without the null expert; none for other models.
@@ -89,7 +114,7 @@ impl HeadNorms {
         config: &Config,
         norm: impl Fn(&str, usize) -> Result<Vec<f32>, Error>,
     ) -> Result<Option<Self>, Error> {
-        if config.family != Family::Gemma3 {
+        if !config.head_norms {
             return Ok(None);
         }
         let queries = norm("self_attn.q_norm", config.head_dim)?;
@@ -121,13 +146,13 @@ impl Reader<'_> {
             source.matrix(&vn, kv, hidden)?,
         ];
         let (gate_up, down) = match config.family {
-            Family::Llama | Family::Gemma3 => (
-                self.linear(&[&name("mlp.gate_proj"), &name("mlp.up_proj")], inner, hidden)?,
-                self.linear(&[&name("mlp.down_proj")], hidden, inner)?,
-            ),
             Family::GraniteMoeShared => (
                 self.linear(&[&name("shared_mlp.input_linear")], 2 * inner, hidden)?,
                 self.linear(&[&name("shared_mlp.output_linear")], hidden, inner)?,
+            ),
+            _ => (
+                self.linear(&[&name("mlp.gate_proj"), &name("mlp.up_proj")], inner, hidden)?,
+                self.linear(&[&name("mlp.down_proj")], hidden, inner)?,
             ),
         };
         let norm = |part: &str, len: usize| source.vector(&name(part), len);
@@ -139,7 +164,6 @@ impl Reader<'_> {
             head_norms,
             attention_out_norm: own("post_attention_layernorm")?,
             down_norm: own("post_feedforward_layernorm")?,
-            gate: if gemma { Gate::GeluTanh } else { Gate::Silu },
             window: config.windows.filter(|w| w.cover(index)).map(|w| w.tokens),
             qkv: self.stack(&qkv.each_ref()),
             attention_out: self.linear(&[&name("self_attn.o_proj")], hidden, q)?,
@@ -147,8 +171,11 @@ impl Reader<'_> {
                 if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" },
                 hidden,
             )?,
-            gate_up,
-            down,
+            feed_forward: FeedForward::Plain {
+                gate_up,
+                down,
+                gate: if gemma { Gate::GeluTanh } else { Gate::Silu },
+            },
             mixture: None,
         })
     }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use kernel::{Left, Output, Packed, Pool, Precision, matmul, ops};
+use kernel::{Buffer, Left, Output, Packed, Pool, Precision, matmul, ops};
 
 use super::ExpertSet;
 use super::linear::{Linear, Purpose};
@@ -180,7 +180,12 @@ impl Mixture {
     }
 
     /// The forward pass of an expert that is trained alone: every row goes through it.
-    pub(super) fn train_forward(&self, pool: &Pool, out: &mut [f32], x: &[f32]) -> MixtureStash {
+    pub(super) fn train_forward<'a>(
+        &self,
+        pool: &'a Pool,
+        out: &mut [f32],
+        x: &[f32],
+    ) -> MixtureStash<'a> {
         let [Some(expert)] = &self.experts[..] else { panic!("experts are trained one at a time") };
         let mut gate = vec![0.0; x.len() / self.hidden];
         self.router.forward(pool, &mut gate, x, Output::Replace);
@@ -216,7 +221,7 @@ impl Mixture {
         let inputs = Packed::columns(pool, precision, x, tokens, self.hidden);
         expert.backward(pool, dx, &inputs, &d_y, gate_up, gradients);
         matmul(pool, &mut gradients.router, Left::Transposed(&d_logit), &inputs, Output::Add);
-        self.router.backward(pool, dx, &d_logit, Output::Add);
+        self.router.backward(pool, dx, Left::Rows(&d_logit), Output::Add);
     }
 }
 
@@ -234,18 +239,18 @@ pub(super) struct Upstream<'a> {
 }
 
 /// What [`Mixture::train_backward`] needs of the forward pass.
-pub(super) struct MixtureStash {
+pub(super) struct MixtureStash<'a> {
     /// `[tokens]`.
     gate: Vec<f32>,
     /// `[tokens, 2·width]`, before the activation.
-    gate_up: Vec<f32>,
+    gate_up: Buffer<'a>,
     /// `[tokens, hidden]`: the expert's output before its gate.
-    y: Vec<f32>,
+    y: Buffer<'a>,
 }
 
 impl Expert {
     /// The values before the activation, and the output.
-    fn forward(&self, pool: &Pool, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    fn forward<'a>(&self, pool: &'a Pool, x: &[f32]) -> (Buffer<'a>, Buffer<'a>) {
         let gate_up = self.gate_up.apply(pool, x);
         let mut inner = vec![0.0; gate_up.len() / 2];
         ops::swiglu(pool, &mut inner, &gate_up, self.width);
@@ -259,7 +264,7 @@ impl Expert {
         dx: &mut [f32],
         inputs: &Packed,
         dy: &[f32],
-        mut gate_up: Vec<f32>,
+        mut gate_up: Buffer,
         gradients: &mut ExpertLayer,
     ) {
         let tokens = gate_up.len() / (2 * self.width);
@@ -268,10 +273,10 @@ impl Expert {
         let packed = Packed::columns(pool, self.down.precision(), &inner, tokens, self.width);
         matmul(pool, &mut gradients.down, Left::Transposed(dy), &packed, Output::Add);
         let d_inner = &mut inner;
-        self.down.backward(pool, d_inner, dy, Output::Replace);
+        self.down.backward(pool, d_inner, Left::Rows(dy), Output::Replace);
         ops::swiglu_backward(pool, &mut gate_up, d_inner, self.width);
         matmul(pool, &mut gradients.gate_up, Left::Transposed(&gate_up), inputs, Output::Add);
-        self.gate_up.backward(pool, dx, &gate_up, Output::Add);
+        self.gate_up.backward(pool, dx, Left::Rows(&gate_up), Output::Add);
     }
 }
 

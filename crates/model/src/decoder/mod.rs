@@ -2,16 +2,19 @@
 
 mod cache;
 mod embedding;
+mod feed_forward;
 mod layer;
 mod linear;
 mod load;
 mod mixture;
 mod sets;
 mod training;
+mod weights;
+mod whole;
 
 use kernel::attention::Heads;
 use kernel::ops::{self, Rotary};
-use kernel::{Pool, Precision};
+use kernel::{Output, Pool, Precision};
 
 use crate::{Config, ExpertsConfig, Family};
 use embedding::Embedding;
@@ -25,6 +28,7 @@ pub use load::read_experts;
 pub use mixture::{ExpertLayer, ExpertWeights};
 pub use sets::ExpertSet;
 pub use training::{Batch, Tape};
+pub use weights::{LayerWeights, Weights};
 
 /// The transformer: token ids in, logits out.
 pub struct Decoder {
@@ -138,10 +142,12 @@ impl Decoder {
     ///
     /// **Shapes**: rows `[rows, hidden]`; the result `[rows, vocab]`.
     pub fn logits(&self, pool: &Pool, rows: &[f32]) -> Vec<f32> {
-        self.head.apply(pool, rows)
+        let mut logits = vec![0.0; rows.len() / self.config.hidden * self.config.vocab];
+        self.head.forward(pool, &mut logits, rows, Output::Replace);
+        logits
     }
 
-    fn pass<'a>(&'a self, pool: &'a Pool, positions: Vec<u32>) -> Pass<'a> {
+    fn pass<'p, 'a>(&'a self, pool: &'p Pool, positions: Vec<u32>) -> Pass<'p, 'a> {
         let heads = Heads {
             heads: self.config.heads,
             kv_heads: self.config.kv_heads,

@@ -1,11 +1,13 @@
-//! The forward and backward passes that train one expert beside the frozen base.
+//! The forward and backward passes of training: of one expert beside the frozen base, or of all
+//! weights.
 
 use std::ops::Range;
 
-use kernel::{Pool, ops};
+use kernel::ops::{self, HeadRows};
+use kernel::{Buffer, Lanes, Left, Output, Pool, matmul_transposed};
 
-use super::layer::Stash;
-use super::{Decoder, ExpertWeights};
+use super::layer::{Stash, Trained};
+use super::{Decoder, ExpertWeights, Purpose, Weights};
 
 /// Whole sequences, one after the other.
 pub struct Batch {
@@ -28,12 +30,19 @@ impl Batch {
 }
 
 /// A forward pass to go back through, as far as the lowest layer with an expert.
-pub struct Tape {
+pub struct Tape<'a> {
     /// `[tokens, hidden]`, after the final norm: what the head reads.
     pub hidden: Vec<f32>,
     /// Before the final norm.
     last: Vec<f32>,
-    layers: Vec<Stash>,
+    layers: Vec<Stash<'a>>,
+}
+
+impl Tape<'_> {
+    /// How many tokens went to each expert of the model's own, layer by layer.
+    pub fn loads(&self) -> impl Iterator<Item = Vec<usize>> {
+        self.layers.iter().filter_map(|stash| stash.routes().map(|routes| routes.load().collect()))
+    }
 }
 
 impl Decoder {
@@ -50,10 +59,11 @@ impl Decoder {
         x
     }
 
-    /// The rest of the forward pass over whole sequences, with the one expert that is attached.
+    /// The rest of the forward pass over whole sequences, with the one expert that is attached where
+    /// one is trained.
     ///
     /// **Shapes**: stem `[tokens, hidden]`, from [`Decoder::train_stem`].
-    pub fn train_forward(&self, pool: &Pool, batch: &Batch, stem: Vec<f32>) -> Tape {
+    pub fn train_forward<'a>(&self, pool: &'a Pool, batch: &Batch, stem: Vec<f32>) -> Tape<'a> {
         let pass = self.pass(pool, batch_positions(batch));
         let mut x = stem;
         let layers = self.layers[self.first_trained()..]
@@ -64,6 +74,9 @@ impl Decoder {
     }
 
     fn first_trained(&self) -> usize {
+        if self.purpose == Purpose::WholeTraining {
+            return 0;
+        }
         self.layers.iter().position(|l| l.mixture.is_some()).unwrap_or(self.layers.len())
     }
 
@@ -83,25 +96,103 @@ impl Decoder {
         pull: &[f32],
         gradients: &mut ExpertWeights,
     ) {
+        let first = self.first_trained();
+        let layers = gradients.layers[first..].iter_mut();
+        let trained = layers.map(|gradients| Trained::Expert { gradients, pull });
+        self.layers_backward(pool, batch, (tape.last, tape.layers), d_hidden, trained);
+    }
+
+    /// The backward pass of a decoder that is trained whole: sets `gradients` or adds to them, given
+    /// `d_hidden` with respect to [`Tape::hidden`]. Those of the output matrix are left out; they come
+    /// from [`Decoder::head_gradient`], which goes before, since the matrix may be the embedding.
+    ///
+    /// **Shapes**: d_hidden `[tokens, hidden]`.
+    pub fn train_backward_whole(
+        &self,
+        pool: &Pool,
+        batch: &Batch,
+        tape: Tape,
+        d_hidden: &[f32],
+        gradients: &mut Weights,
+        mode: Output,
+    ) {
+        let row = HeadRows { stride: self.config.hidden, first: 0, heads: 1 };
+        let eps = self.config.norm_eps;
+        let rows = (tape.last.as_slice(), d_hidden);
+        ops::rms_norm_weight_gradient(pool, &mut gradients.norm, rows, row, eps, mode);
+        let layers = gradients.layers.iter_mut();
+        let trained = layers.map(|gradients| Trained::Whole { gradients, mode });
+        let d = self.layers_backward(pool, batch, (tape.last, tape.layers), d_hidden, trained);
+        if mode == Output::Replace && !self.config.tied_embeddings {
+            gradients.embedding.fill(0.0);
+        }
+        let hidden = self.config.hidden;
+        for (&token, d) in batch.tokens.iter().zip(d.chunks_exact(hidden)) {
+            let row = &mut gradients.embedding[token as usize * hidden..][..hidden];
+            row.iter_mut().zip(d).for_each(|(sum, d)| *sum += d);
+        }
+    }
+
+    /// Back through the final norm and the layers that are trained; gives the gradient with respect
+    /// to the stem.
+    fn layers_backward<'a>(
+        &self,
+        pool: &Pool,
+        batch: &Batch,
+        (last, stashes): (Vec<f32>, Vec<Stash>),
+        d_hidden: &[f32],
+        trained: impl DoubleEndedIterator<Item = Trained<'a>> + ExactSizeIterator,
+    ) -> Vec<f32> {
         let pass = self.pass(pool, batch_positions(batch));
         let mut d = vec![0.0; d_hidden.len()];
         let eps = self.config.norm_eps;
-        ops::rms_norm_backward(pool, &mut d, &tape.last, &self.norm, eps, d_hidden);
-        let first = self.first_trained();
-        let layers = self.layers[first..].iter().zip(&mut gradients.layers[first..]);
-        for ((layer, gradients), stash) in layers.zip(tape.layers).rev() {
-            layer.backward(&pass, &mut d, &batch.sequences, stash, pull, gradients);
+        ops::rms_norm_backward(pool, &mut d, &last, &self.norm, eps, d_hidden);
+        let layers = &self.layers[self.first_trained()..];
+        for ((layer, trained), stash) in layers.iter().zip(trained).zip(stashes).rev() {
+            layer.backward(&pass, &mut d, &batch.sequences, stash, trained);
         }
+        d
+    }
+
+    /// Hidden rows, or gradients with respect to logits, as the output matrix multiplies them.
+    ///
+    /// **Shapes**: rows `[rows, cols]`.
+    pub fn head_lanes<'a>(&self, pool: &'a Pool, rows: Buffer<'a>, cols: usize) -> Lanes<'a> {
+        self.head.lanes(pool, rows, cols)
+    }
+
+    /// The logits of hidden rows, to train on.
+    ///
+    /// **Shapes**: hidden `[rows, hidden]`; the result `[rows, vocab]`.
+    pub fn train_logits<'a>(&self, pool: &'a Pool, hidden: &Lanes) -> Buffer<'a> {
+        self.head.apply_lanes(pool, hidden)
     }
 
     /// The gradient with respect to hidden rows, given that with respect to their logits.
     ///
     /// **Shapes**: d_logits `[rows, vocab]`; the result `[rows, hidden]`.
-    pub fn logits_backward(&self, pool: &Pool, d_logits: &[f32]) -> Vec<f32> {
-        let rows = d_logits.len() / self.config.vocab;
-        let mut d = vec![0.0; rows * self.config.hidden];
-        self.head.backward(pool, &mut d, d_logits, kernel::Output::Replace);
+    pub fn logits_backward<'a>(&self, pool: &'a Pool, d_logits: &Lanes) -> Buffer<'a> {
+        let mut d = pool.buffer(d_logits.rows() * self.config.hidden);
+        self.head.backward(pool, &mut d, Left::Lanes(d_logits), Output::Replace);
         d
+    }
+
+    /// The gradient of the output matrix, which may be the embedding.
+    ///
+    /// **Shapes**: d_logits `[rows, vocab]`; hidden `[rows, hidden]`.
+    pub fn head_gradient(
+        &self,
+        pool: &Pool,
+        gradients: &mut Weights,
+        d_logits: &Lanes,
+        hidden: &Lanes,
+        mode: Output,
+    ) {
+        let out = match self.config.tied_embeddings {
+            true => &mut gradients.embedding,
+            false => &mut gradients.head,
+        };
+        matmul_transposed(pool, out, d_logits, hidden, mode);
     }
 }
 

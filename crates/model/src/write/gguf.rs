@@ -24,6 +24,10 @@ impl Export<'_> {
     /// read-only, or GGUF cannot express the tokenizer. A file that is not whole does not stay.
     pub fn write_gguf(&self, path: &Path, mut tensors: Tensors) -> Result<(), Error> {
         super::check_family(self.config, path)?;
+        if self.config.routing.is_some() {
+            let problem = "a model with experts of its own is not written as GGUF; use --format hf";
+            return Err(Error::NotAModel { path: path.into(), problem: problem.into() });
+        }
         let writable = [Format::F32, Format::F16, Format::Bf16, Format::Q8_0, Format::Q4_0];
         if !writable.contains(&self.format) {
             let problem = format!("cannot be written in {}; use one of {writable:?}", self.format);
@@ -93,7 +97,9 @@ impl Export<'_> {
         let arch = match config.family {
             Family::Llama => "llama",
             Family::GraniteMoeShared => "granitemoe",
-            Family::Gemma3 => unreachable!("`Export` refuses to write it"),
+            Family::Gemma3 | Family::Mixtral | Family::Qwen3Moe | Family::Glm4Moe => {
+                unreachable!("`Export` refuses to write it")
+            }
         };
         data.text("general.architecture", arch);
         data.text("general.type", "model");

@@ -8,11 +8,11 @@ use model::{
 };
 use safetensors::SafeTensors;
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     crate::fixtures().join(name)
 }
 
-fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
+pub(crate) fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
     let data = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec();
     data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
@@ -40,7 +40,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-fn load(folder: &str, purpose: Purpose) -> Model {
+pub(crate) fn load(folder: &str, purpose: Purpose) -> Model {
     Model::load_for(purpose, &fixture(folder), Precision::F32).unwrap()
 }
 
@@ -65,6 +65,13 @@ fn llama_agrees_with_transformers() {
 #[test]
 fn granitemoeshared_agrees_with_transformers() {
     check_log_probs("granitemoeshared");
+}
+
+#[test]
+fn models_with_experts_of_their_own_agree_with_transformers() {
+    for family in ["mixtral", "qwen3_moe", "glm4_moe"] {
+        check_log_probs(family);
+    }
 }
 
 #[test]
@@ -284,11 +291,14 @@ fn loss_and_gradients(
     let stem = decoder.train_stem(&pool, &batch);
     let tape = decoder.train_forward(&pool, &batch, stem);
     let (count, hidden) = (tokens.len() - 1, decoder.config().hidden);
-    let mut logits = decoder.logits(&pool, &tape.hidden[..count * hidden]);
+    let mut rows = pool.buffer(count * hidden);
+    rows.copy_from_slice(&tape.hidden[..count * hidden]);
+    let mut logits = decoder.train_logits(&pool, &decoder.head_lanes(&pool, rows, hidden));
     let each = vec![1.0 / count as f32; count];
     let mut losses = vec![0.0; count];
     loss::cross_entropy(&pool, &mut logits, &tokens[1..], Some(&each), &mut losses);
-    let mut d_hidden = decoder.logits_backward(&pool, &logits);
+    let d_logits = decoder.head_lanes(&pool, logits, decoder.config().vocab);
+    let mut d_hidden = decoder.logits_backward(&pool, &d_logits).to_vec();
     d_hidden.resize(tokens.len() * hidden, 0.0);
     let mut gradients = weights.clone();
     gradients.tensors_mut().for_each(|values| values.fill(0.0));

@@ -13,6 +13,7 @@ mod hostile;
 mod safetensors;
 mod template;
 mod tokenizer;
+mod whole;
 mod write;
 
 use std::path::{Path, PathBuf};

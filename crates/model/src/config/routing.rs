@@ -1,0 +1,55 @@
+use std::path::Path;
+
+use kernel::{Router, Scores};
+use serde::{Deserialize, Serialize};
+
+use super::{MAX_WIDTH, within, wrong};
+use crate::Error;
+
+/// Experts of the model's own, of which a router chooses some for each token.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Routing {
+    pub experts: usize,
+    /// Experts of each token.
+    pub top_k: usize,
+    /// Width of each expert's feed-forward.
+    pub width: usize,
+    /// Whether an expert's score is the sigmoid of its logit, chosen with a bias that keeps the
+    /// balance; otherwise scores are the softmax over all experts.
+    pub sigmoid: bool,
+    /// Whether the weights of a token's experts add up to one, before they are scaled.
+    pub normalise: bool,
+    /// What all weights are multiplied by.
+    pub scale: f32,
+}
+
+const MAX_ROUTED: usize = 1 << 12;
+
+impl Routing {
+    pub(crate) fn router(&self) -> Router {
+        Router {
+            experts: self.experts,
+            top_k: self.top_k,
+            scores: if self.sigmoid { Scores::Sigmoid } else { Scores::Softmax },
+            normalise: self.normalise,
+            scale: self.scale,
+        }
+    }
+
+    pub(super) fn check(&self, path: &Path) -> Result<(), Error> {
+        within(path, "the number of routed experts", self.experts, MAX_ROUTED)?;
+        within(path, "the expert width", self.width, MAX_WIDTH)?;
+        if !(1..=self.experts).contains(&self.top_k) {
+            let expected = format!("must be 1 to the {} experts", self.experts);
+            return Err(wrong(path, "the number of experts per token", self.top_k, &expected));
+        }
+        // The kernels pair neighbours.
+        if self.width == 0 || !self.width.is_multiple_of(2) {
+            return Err(wrong(path, "the expert width", self.width, "must be even, at least 2"));
+        }
+        if !(self.scale.is_finite() && self.scale > 0.0) {
+            return Err(wrong(path, "the experts' scale", self.scale, "must be above 0"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! What a model of some [`Config`] holds, under its Hugging Face names.
+
+use super::{Config, Family, Routing};
+
+/// A tensor that a model of some [`Config`] has, under its Hugging Face name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    pub name: String,
+    /// `[len]`, `[rows, cols]`, or `[experts, rows, cols]`.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// How many values it has.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows and columns when all leading dimensions are taken as one.
+    pub fn rows_cols(&self) -> (usize, usize) {
+        let (cols, leading) = self.shape.split_last().expect("no tensor is a scalar");
+        (leading.iter().product(), *cols)
+    }
+}
+
+impl Config {
+    /// Every tensor of such a model, in the order in which they are written.
+    ///
+    /// The department experts' tensors include the null expert, whose rows are zero and stand last.
+    pub fn tensors(&self) -> Vec<TensorInfo> {
+        let mut list = Tensors::default();
+        list.add("model.embed_tokens.weight", &[self.vocab, self.hidden]);
+        for layer in 0..self.layers {
+            list.prefix = format!("model.layers.{layer}.");
+            self.attention(&mut list);
+            match (&self.routing, &self.experts) {
+                (Some(routing), _) => self.routed(&mut list, routing),
+                (None, Some(_)) => self.departments(&mut list),
+                (None, None) => feed_forward(&mut list, "mlp.", self.intermediate, self.hidden),
+            }
+        }
+        list.prefix.clear();
+        list.add("model.norm.weight", &[self.hidden]);
+        if !self.tied_embeddings {
+            list.add("lm_head.weight", &[self.vocab, self.hidden]);
+        }
+        list.list
+    }
+
+    fn attention(&self, list: &mut Tensors) {
+        let Config { hidden, heads, kv_heads, head_dim, .. } = *self;
+        list.add("input_layernorm.weight", &[hidden]);
+        list.add("self_attn.q_proj.weight", &[heads * head_dim, hidden]);
+        list.add("self_attn.k_proj.weight", &[kv_heads * head_dim, hidden]);
+        list.add("self_attn.v_proj.weight", &[kv_heads * head_dim, hidden]);
+        if self.head_norms {
+            list.add("self_attn.q_norm.weight", &[head_dim]);
+            list.add("self_attn.k_norm.weight", &[head_dim]);
+        }
+        list.add("self_attn.o_proj.weight", &[hidden, heads * head_dim]);
+        list.add("post_attention_layernorm.weight", &[hidden]);
+        if self.family == Family::Gemma3 {
+            list.add("pre_feedforward_layernorm.weight", &[hidden]);
+            list.add("post_feedforward_layernorm.weight", &[hidden]);
+        }
+    }
+
+    fn routed(&self, list: &mut Tensors, routing: &Routing) {
+        let mixtral = self.family == Family::Mixtral;
+        let place = if mixtral { "block_sparse_moe" } else { "mlp" };
+        list.add(&format!("{place}.gate.weight"), &[routing.experts, self.hidden]);
+        if routing.sigmoid {
+            list.add(&format!("{place}.gate.e_score_correction_bias"), &[routing.experts]);
+        }
+        let names = match mixtral {
+            true => ["w1", "w3", "w2"],
+            false => ["gate_proj", "up_proj", "down_proj"],
+        };
+        let shapes = [[routing.width, self.hidden]; 2];
+        let shapes = [shapes[0], shapes[1], [self.hidden, routing.width]];
+        // All that lies in one matrix of the decoder stands together: gates and up, then down.
+        for parts in [0..2, 2..3] {
+            for expert in 0..routing.experts {
+                for part in parts.clone() {
+                    let name = format!("{place}.experts.{expert}.{}.weight", names[part]);
+                    list.add(&name, &shapes[part]);
+                }
+            }
+        }
+        if self.intermediate > 0 {
+            feed_forward(list, "mlp.shared_experts.", self.intermediate, self.hidden);
+        }
+    }
+
+    fn departments(&self, list: &mut Tensors) {
+        let (hidden, width) = (self.hidden, self.intermediate);
+        let Some(experts) = &self.experts else { return };
+        let count = experts.names.len() + 1;
+        list.add("block_sparse_moe.router.layer.weight", &[count, hidden]);
+        list.add("block_sparse_moe.input_linear.weight", &[count, 2 * experts.width, hidden]);
+        list.add("block_sparse_moe.output_linear.weight", &[count, hidden, experts.width]);
+        list.add("shared_mlp.input_linear.weight", &[2 * width, hidden]);
+        list.add("shared_mlp.output_linear.weight", &[hidden, width]);
+    }
+}
+
+fn feed_forward(list: &mut Tensors, place: &str, width: usize, hidden: usize) {
+    list.add(&format!("{place}gate_proj.weight"), &[width, hidden]);
+    list.add(&format!("{place}up_proj.weight"), &[width, hidden]);
+    list.add(&format!("{place}down_proj.weight"), &[hidden, width]);
+}
+
+#[derive(Default)]
+struct Tensors {
+    prefix: String,
+    list: Vec<TensorInfo>,
+}
+
+impl Tensors {
+    fn add(&mut self, name: &str, shape: &[usize]) {
+        let name = format!("{}{name}", self.prefix);
+        self.list.push(TensorInfo { name, shape: shape.to_vec() });
+    }
+}

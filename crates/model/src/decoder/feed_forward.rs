@@ -1,0 +1,178 @@
+//! The feed-forward of a layer: one for all tokens, or experts among which a router chooses.
+
+use kernel::{
+    Choice, ExpertGradients, Experts, Gate, Kept, Lanes, Left, Output, Pool, Precision, Router,
+    Routes, matmul_transposed,
+};
+
+use super::LayerWeights;
+use super::linear::{Linear, Purpose};
+use crate::Config;
+
+pub(super) enum FeedForward {
+    /// One for all tokens, frozen; its weights may be as the file stores them.
+    ///
+    /// **Shapes**: gate_up `[2·intermediate, hidden]`, gate rows first.
+    Plain { gate_up: Linear, down: Linear, gate: Gate },
+    /// Of models with experts of their own, and of all that are trained whole.
+    Fused(Fused),
+}
+
+/// What all tokens go through, and what some do.
+pub(super) struct Fused {
+    precision: Precision,
+    shared: Option<Experts>,
+    routed: Option<Routed>,
+}
+
+struct Routed {
+    router: Router,
+    /// `[experts, hidden]`: routing decisions stay in f32.
+    logits: Linear,
+    /// Empty in families without.
+    bias: Vec<f32>,
+    experts: Experts,
+}
+
+/// The experts of a pass's tokens.
+pub(super) struct Chosen {
+    /// `[tokens, experts]`
+    scores: Vec<f32>,
+    choice: Choice,
+    pub(super) routes: Routes,
+}
+
+/// What [`Fused::backward`] needs of the forward pass.
+pub(super) struct FusedStash<'a> {
+    /// `[tokens, hidden]`
+    x: Lanes<'a>,
+    shared: Option<Kept<'a>>,
+    routed: Option<(Chosen, Kept<'a>)>,
+}
+
+impl FusedStash<'_> {
+    pub(super) fn routes(&self) -> Option<&Routes> {
+        self.routed.as_ref().map(|(chosen, _)| &chosen.routes)
+    }
+}
+
+impl FeedForward {
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            FeedForward::Plain { gate_up, down, .. } => gate_up.bytes() + down.bytes(),
+            FeedForward::Fused(fused) => {
+                let routed = fused.routed.as_ref().map_or(0, |r| r.experts.bytes());
+                routed + fused.shared.as_ref().map_or(0, Experts::bytes)
+            }
+        }
+    }
+}
+
+impl Fused {
+    /// Room for the weights of one layer.
+    pub(super) fn unset(config: &Config, precision: Precision, purpose: Purpose) -> Self {
+        let Config { hidden, intermediate, .. } = *config;
+        let train = purpose == Purpose::WholeTraining;
+        let experts = |count, width| Experts::new(precision, count, hidden, width, train);
+        Fused {
+            precision,
+            shared: (intermediate > 0).then(|| experts(1, intermediate)),
+            routed: config.routing.map(|routing| Routed {
+                router: routing.router(),
+                logits: Linear::unset(Precision::F32, purpose, routing.experts, hidden),
+                bias: Vec::new(),
+                experts: experts(routing.experts, routing.width),
+            }),
+        }
+    }
+
+    pub(super) fn fill(&mut self, pool: &Pool, weights: &LayerWeights) {
+        if let Some(shared) = &mut self.shared {
+            shared.fill(pool, &weights.gate_up, &weights.down);
+        }
+        if let Some(routed) = &mut self.routed {
+            routed.logits.fill(pool, &weights.router);
+            routed.bias.clone_from(&weights.bias);
+            routed.experts.fill(pool, &weights.expert_gate_up, &weights.expert_down);
+        }
+    }
+
+    /// The experts of each row, where there are such.
+    ///
+    /// **Shapes**: x `[tokens, hidden]`.
+    pub(super) fn choose(&self, pool: &Pool, x: &[f32]) -> Option<Chosen> {
+        let routed = self.routed.as_ref()?;
+        let mut scores = routed.logits.apply(pool, x).to_vec();
+        let bias = (!routed.bias.is_empty()).then_some(routed.bias.as_slice());
+        let choice = routed.router.choose(pool, &mut scores, bias);
+        let Router { experts, top_k, .. } = routed.router;
+        let routes = Routes::new(experts, top_k, &choice.experts, &choice.weights);
+        Some(Chosen { scores, choice, routes })
+    }
+
+    /// The rows as they are multiplied.
+    pub(super) fn lanes<'a>(&self, pool: &'a Pool, x: &'a [f32], hidden: usize) -> Lanes<'a> {
+        Lanes::new(pool, self.precision, x, hidden)
+    }
+
+    /// Adds to each row of `out` what its experts make of the row of `x`.
+    ///
+    /// **Shapes**: x, out `[tokens, hidden]`.
+    pub(super) fn forward<'a>(
+        &self,
+        pool: &'a Pool,
+        out: &mut [f32],
+        x: Lanes<'a>,
+        chosen: Option<Chosen>,
+    ) -> FusedStash<'a> {
+        let shared =
+            self.shared.as_ref().map(|e| e.forward(pool, out, &x, &Routes::dense(x.rows())));
+        let routed = self.routed.as_ref().zip(chosen).map(|(routed, chosen)| {
+            let kept = routed.experts.forward(pool, out, &x, &chosen.routes);
+            (chosen, kept)
+        });
+        FusedStash { x, shared, routed }
+    }
+
+    /// Adds to `dx` the gradient with respect to the rows, given `dy` with respect to the output;
+    /// sets or adds to the weights' gradients.
+    ///
+    /// **Shapes**: dx, x, dy `[tokens, hidden]`; x is what [`Fused::choose`] was given.
+    pub(super) fn backward(
+        &self,
+        pool: &Pool,
+        dx: &mut [f32],
+        (x, dy): (&[f32], &Lanes),
+        stash: FusedStash,
+        gradients: &mut LayerWeights,
+        mode: Output,
+    ) {
+        if let (Some(shared), Some(kept)) = (&self.shared, stash.shared) {
+            let gradients = ExpertGradients {
+                gate_up: &mut gradients.gate_up,
+                down: &mut gradients.down,
+                gates: None,
+                mode,
+            };
+            let routes = Routes::dense(dy.rows());
+            shared.backward(pool, dx, (&stash.x, dy), &routes, kept, gradients);
+        }
+        let (Some(routed), Some((chosen, kept))) = (&self.routed, stash.routed) else { return };
+        let mut d_weights = vec![0.0; chosen.choice.weights.len()];
+        let expert_gradients = ExpertGradients {
+            gate_up: &mut gradients.expert_gate_up,
+            down: &mut gradients.expert_down,
+            gates: Some(&mut d_weights),
+            mode,
+        };
+        let routes = &chosen.routes;
+        routed.experts.backward(pool, dx, (&stash.x, dy), routes, kept, expert_gradients);
+        let mut d_logits = pool.buffer(chosen.scores.len());
+        let router = routed.router;
+        router.backward(pool, &mut d_logits, &chosen.scores, &chosen.choice, &d_weights);
+        let left = Lanes::new(pool, Precision::F32, &d_logits, router.experts);
+        let right = Lanes::new(pool, Precision::F32, x, dx.len() / dy.rows());
+        matmul_transposed(pool, &mut gradients.router, &left, &right, mode);
+        routed.logits.backward(pool, dx, Left::Lanes(&left), Output::Add);
+    }
+}

@@ -1,0 +1,205 @@
+//! All weights of a model in f32.
+
+use std::path::Path;
+
+use bytemuck::cast_slice;
+
+use crate::{Config, Error, Source, TensorInfo, tensor_file};
+
+/// All weights of a model, in f32: what is trained, saved and laid out. Also the form of their
+/// gradients and of the optimiser's states.
+///
+/// **Shapes**: embedding, head `[vocab, hidden]`; norm `[hidden]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    pub embedding: Vec<f32>,
+    pub layers: Vec<LayerWeights>,
+    pub norm: Vec<f32>,
+    /// Empty where the output matrix is the embedding.
+    pub head: Vec<f32>,
+}
+
+/// The weights of one layer. What a model has not is empty.
+///
+/// **Shapes**: attention_norm, feed_forward_norm `[hidden]`; qkv `[qkv_width, hidden]`;
+/// query_norm, key_norm `[head_dim]`; attention_out `[hidden, heads · head_dim]`; router
+/// `[experts, hidden]`; bias `[experts]`; expert_gate_up `[experts, 2·width, hidden]`; expert_down
+/// `[experts, hidden, width]`; gate_up `[2·intermediate, hidden]`; down `[hidden, intermediate]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerWeights {
+    pub attention_norm: Vec<f32>,
+    pub qkv: Vec<f32>,
+    pub query_norm: Vec<f32>,
+    pub key_norm: Vec<f32>,
+    pub attention_out: Vec<f32>,
+    pub feed_forward_norm: Vec<f32>,
+    pub router: Vec<f32>,
+    /// What is added to the scores that experts are chosen by. It has no gradient.
+    pub bias: Vec<f32>,
+    pub expert_gate_up: Vec<f32>,
+    pub expert_down: Vec<f32>,
+    /// Of the feed-forward, or the shared expert.
+    pub gate_up: Vec<f32>,
+    pub down: Vec<f32>,
+}
+
+impl Weights {
+    /// All zero.
+    pub fn zeros(config: &Config) -> Self {
+        let Config { vocab, hidden, heads, kv_heads, head_dim, intermediate, .. } = *config;
+        let matrix = |rows: usize, cols: usize| vec![0.0; rows * cols];
+        let head_norm = if config.head_norms { head_dim } else { 0 };
+        let (experts, width) = config.routing.map_or((0, 0), |r| (r.experts, r.width));
+        let sigmoid = config.routing.is_some_and(|routing| routing.sigmoid);
+        let layer = || LayerWeights {
+            attention_norm: vec![0.0; hidden],
+            qkv: matrix((heads + 2 * kv_heads) * head_dim, hidden),
+            query_norm: vec![0.0; head_norm],
+            key_norm: vec![0.0; head_norm],
+            attention_out: matrix(hidden, heads * head_dim),
+            feed_forward_norm: vec![0.0; hidden],
+            router: matrix(experts, hidden),
+            bias: vec![0.0; if sigmoid { experts } else { 0 }],
+            expert_gate_up: matrix(experts * 2 * width, hidden),
+            expert_down: matrix(experts * hidden, width),
+            gate_up: matrix(2 * intermediate, hidden),
+            down: matrix(hidden, intermediate),
+        };
+        Weights {
+            embedding: matrix(vocab, hidden),
+            layers: (0..config.layers).map(|_| layer()).collect(),
+            norm: vec![0.0; hidden],
+            head: if config.tied_embeddings { Vec::new() } else { matrix(vocab, hidden) },
+        }
+    }
+
+    /// Reads a whole model.
+    ///
+    /// # Errors
+    /// What [`Source`] says of a missing or misshapen tensor.
+    pub fn read(source: &Source) -> Result<Self, Error> {
+        let config = source.config()?;
+        let mut weights = Weights::zeros(&config);
+        for (info, values) in weights.tensors_mut(&config) {
+            let (rows, cols) = info.rows_cols();
+            let read = match info.shape.len() {
+                1 => source.vector(&info.name, cols)?,
+                _ => source.matrix(&info.name, rows, cols)?.to_f32(),
+            };
+            values.copy_from_slice(&read);
+        }
+        Ok(weights)
+    }
+
+    /// Writes the weights as f32 safetensors; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] on a full disk, for instance.
+    pub fn write_file(&self, config: &Config, path: &Path) -> Result<(), Error> {
+        let tensors = self.tensors(config).into_iter();
+        let tensors = tensors.map(|(info, values)| (info.name, info.shape, cast_slice(values)));
+        tensor_file::write(path, None, tensors)
+    }
+
+    /// Reads what [`Weights::write_file`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Malformed`], [`Error::NoTensor`] or [`Error::Shape`] if it is not the
+    /// file of such a model.
+    pub fn read_file(config: &Config, path: &Path) -> Result<Self, Error> {
+        let map = tensor_file::map(path)?;
+        let file = tensor_file::parse(path, &map)?;
+        let mut weights = Weights::zeros(config);
+        for (info, values) in weights.tensors_mut(config) {
+            values.copy_from_slice(&tensor_file::floats(path, &file, &info.name, &info.shape)?);
+        }
+        Ok(weights)
+    }
+
+    /// How many values there are.
+    pub fn parameters(&self) -> usize {
+        self.parts().map(<[f32]>::len).sum()
+    }
+
+    /// Each tensor of [`Config::tensors`], in that order, with its values.
+    pub fn tensors(&self, config: &Config) -> Vec<(TensorInfo, &[f32])> {
+        let mut parts = self.parts().filter(|part| !part.is_empty());
+        let mut left: &[f32] = &[];
+        let mut tensors = Vec::new();
+        for info in config.tensors() {
+            if left.is_empty() {
+                left = parts.next().expect("a part for each tensor");
+            }
+            let values = left.split_off(..info.len()).expect("a part is some tensors, whole");
+            tensors.push((info, values));
+        }
+        tensors
+    }
+
+    /// As [`Weights::tensors`], to change.
+    pub fn tensors_mut(&mut self, config: &Config) -> Vec<(TensorInfo, &mut [f32])> {
+        let mut parts = self.parts_mut().filter(|part| !part.is_empty());
+        let mut left: &mut [f32] = &mut [];
+        let mut tensors = Vec::new();
+        for info in config.tensors() {
+            if left.is_empty() {
+                left = parts.next().expect("a part for each tensor");
+            }
+            let values = left.split_off_mut(..info.len()).expect("a part is some tensors, whole");
+            tensors.push((info, values));
+        }
+        tensors
+    }
+
+    /// Every part, in the order of [`Config::tensors`].
+    fn parts(&self) -> impl Iterator<Item = &[f32]> {
+        let layers = self.layers.iter().flat_map(LayerWeights::parts);
+        [&self.embedding]
+            .into_iter()
+            .chain(layers)
+            .chain([&self.norm, &self.head])
+            .map(Vec::as_slice)
+    }
+
+    fn parts_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        let layers = self.layers.iter_mut().flat_map(LayerWeights::parts_mut);
+        let ends = [&mut self.norm, &mut self.head];
+        [&mut self.embedding].into_iter().chain(layers).chain(ends).map(Vec::as_mut_slice)
+    }
+}
+
+impl LayerWeights {
+    fn parts(&self) -> [&Vec<f32>; 12] {
+        [
+            &self.attention_norm,
+            &self.qkv,
+            &self.query_norm,
+            &self.key_norm,
+            &self.attention_out,
+            &self.feed_forward_norm,
+            &self.router,
+            &self.bias,
+            &self.expert_gate_up,
+            &self.expert_down,
+            &self.gate_up,
+            &self.down,
+        ]
+    }
+
+    fn parts_mut(&mut self) -> [&mut Vec<f32>; 12] {
+        [
+            &mut self.attention_norm,
+            &mut self.qkv,
+            &mut self.query_norm,
+            &mut self.key_norm,
+            &mut self.attention_out,
+            &mut self.feed_forward_norm,
+            &mut self.router,
+            &mut self.bias,
+            &mut self.expert_gate_up,
+            &mut self.expert_down,
+            &mut self.gate_up,
+            &mut self.down,
+        ]
+    }
+}

@@ -1,0 +1,75 @@
+//! Safetensors files of our own: f32, written whole or not at all.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use kernel::MappedFile;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::Error;
+
+/// Writes tensors, name and shape and bytes of each, with one entry of metadata: the order of
+/// several would differ from run to run, and with it the file.
+pub(crate) fn write<'a>(
+    path: &Path,
+    metadata: Option<(&str, String)>,
+    tensors: impl Iterator<Item = (String, Vec<usize>, &'a [u8])>,
+) -> Result<(), Error> {
+    let views = tensors.map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape, bytes).expect("the bytes fit the shape");
+        (name, view)
+    });
+    let metadata = metadata.map(|(key, text)| HashMap::from([(key.to_string(), text)]));
+    let temporary = path.with_extension("tmp");
+    let io = |path: &Path, source| Error::Io { action: "write", path: path.into(), source };
+    safetensors::serialize_to_file(views, metadata, &temporary)
+        .map_err(|e| io(&temporary, std::io::Error::other(e)))?;
+    let synced = fs::File::open(&temporary).and_then(|file| file.sync_all());
+    synced.and_then(|()| fs::rename(&temporary, path)).map_err(|source| io(path, source))
+}
+
+pub(crate) fn map(path: &Path) -> Result<MappedFile, Error> {
+    MappedFile::open(path).map_err(|source| Error::Io { action: "open", path: path.into(), source })
+}
+
+/// # Errors
+/// [`Error::Malformed`].
+pub(crate) fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, Error> {
+    SafeTensors::deserialize(bytes).map_err(|e| malformed(path, e.to_string()))
+}
+
+/// The entry of the file's metadata.
+///
+/// # Errors
+/// [`Error::Malformed`].
+pub(crate) fn metadata(path: &Path, bytes: &[u8], key: &str) -> Result<Option<String>, Error> {
+    let (_, header) =
+        SafeTensors::read_metadata(bytes).map_err(|e| malformed(path, e.to_string()))?;
+    Ok(header.metadata().as_ref().and_then(|entries| entries.get(key).cloned()))
+}
+
+/// The values of a tensor.
+///
+/// # Errors
+/// [`Error::NoTensor`] or [`Error::Shape`].
+pub(crate) fn floats(
+    path: &Path,
+    file: &SafeTensors,
+    name: &str,
+    shape: &[usize],
+) -> Result<Vec<f32>, Error> {
+    let Ok(view) = file.tensor(name) else {
+        return Err(Error::NoTensor { path: path.into(), name: name.into() });
+    };
+    if view.shape() != shape || view.dtype() != Dtype::F32 {
+        let (path, name) = (path.into(), name.into());
+        let (found, expected) = (view.shape().to_vec(), shape.to_vec());
+        return Err(Error::Shape { path, name, found, expected });
+    }
+    Ok(bytemuck::pod_collect_to_vec::<u8, f32>(view.data()))
+}
+
+pub(crate) fn malformed(path: &Path, problem: String) -> Error {
+    Error::Malformed { path: path.into(), at: 0, problem }
+}

@@ -1,0 +1,139 @@
+//! Gradients of all weights against those of transformers; see `../reference/gradients.py`.
+
+use kernel::{Output, Pool, Precision, loss};
+use model::{Batch, Decoder, Purpose, Source, TensorInfo, Weights};
+use safetensors::SafeTensors;
+
+use crate::decoder::{fixture, floats, load};
+
+/// The two sequences of the file.
+fn batch(file: &SafeTensors) -> Batch {
+    let integers = |name: &str| -> Vec<u32> {
+        let data = file.tensor(name).unwrap().data().to_vec();
+        data.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+    };
+    let (tokens, lengths) = (integers("tokens"), integers("lengths"));
+    let (first, second) = tokens.split_at(lengths[0] as usize);
+    assert_eq!(second.len(), lengths[1] as usize);
+    Batch::of([first, second])
+}
+
+/// Mean cross-entropy over both sequences; the gradients are set, or added.
+fn run(
+    decoder: &Decoder,
+    pool: &Pool,
+    batch: &Batch,
+    gradients: &mut Weights,
+    mode: Output,
+) -> f32 {
+    let tape = decoder.train_forward(pool, batch, decoder.train_stem(pool, batch));
+    let (hidden, vocab) = (decoder.config().hidden, decoder.config().vocab);
+    let mut rows = pool.buffer(tape.hidden.len());
+    rows.copy_from_slice(&tape.hidden);
+    let x = decoder.head_lanes(pool, rows, hidden);
+    let mut logits = decoder.train_logits(pool, &x);
+    let mut targets = batch.tokens[1..].to_vec();
+    targets.push(0);
+    let labels = batch.tokens.len() - batch.sequences.len();
+    let mut weights = vec![1.0 / labels as f32; targets.len()];
+    // Nothing is predicted after a sequence's last token.
+    batch.sequences.iter().for_each(|sequence| weights[sequence.end - 1] = 0.0);
+    let mut losses = vec![0.0; targets.len()];
+    loss::cross_entropy(pool, &mut logits, &targets, Some(&weights), &mut losses);
+    let d_logits = decoder.head_lanes(pool, logits, vocab);
+    let d_hidden = decoder.logits_backward(pool, &d_logits);
+    decoder.head_gradient(pool, gradients, &d_logits, &x, mode);
+    decoder.train_backward_whole(pool, batch, tape, &d_hidden, gradients, mode);
+    losses.iter().zip(&weights).map(|(l, w)| l * w).sum()
+}
+
+fn norm(values: &[f32]) -> f32 {
+    values.iter().map(|v| v * v).sum::<f32>().sqrt()
+}
+
+fn check(name: &str) {
+    let decoder = load(name, Purpose::WholeTraining).decoder;
+    let config = decoder.config().clone();
+    let bytes = std::fs::read(fixture(name).join("gradients.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (batch, pool) = (batch(&file), Pool::new(2));
+    let mut gradients = Weights::zeros(&config);
+    // What stands there is replaced.
+    gradients.tensors_mut(&config).into_iter().for_each(|(_, values)| values.fill(7.0));
+    let loss = run(&decoder, &pool, &batch, &mut gradients, Output::Replace);
+    let expected = floats(&file, "loss")[0];
+    assert!((loss - expected).abs() < 1e-4, "{name}: loss {loss}, not {expected}");
+    for (TensorInfo { name: tensor, .. }, found) in gradients.tensors(&config) {
+        if tensor.ends_with("e_score_correction_bias") {
+            continue;
+        }
+        let wanted = floats(&file, &tensor);
+        let difference: Vec<f32> = found.iter().zip(&wanted).map(|(f, w)| f - w).collect();
+        // An expert without tokens has no gradient.
+        let relative = norm(&difference) / norm(&wanted).max(1e-6);
+        assert!(relative < 1e-3, "{name}: {tensor}: off by {relative} of its norm");
+    }
+    let mut twice = gradients.clone();
+    run(&decoder, &pool, &batch, &mut twice, Output::Add);
+    for ((info, once), (_, twice)) in gradients.tensors(&config).iter().zip(twice.tensors(&config))
+    {
+        let difference: Vec<f32> = once.iter().zip(twice).map(|(o, t)| 2.0 * o - t).collect();
+        let fits = norm(&difference) <= 1e-5 * norm(once) || info.name.ends_with("bias");
+        assert!(fits, "{name}: {} is not added to", info.name);
+    }
+}
+
+#[test]
+fn gradients_of_dense_models_agree_with_transformers() {
+    check("llama");
+    check("llama_untied");
+}
+
+#[test]
+fn gradients_of_models_with_experts_agree_with_transformers() {
+    check("mixtral");
+    check("qwen3_moe");
+    check("glm4_moe");
+}
+
+#[test]
+fn gradients_do_not_depend_on_the_threads() {
+    let decoder = load("glm4_moe", Purpose::WholeTraining).decoder;
+    let bytes = std::fs::read(fixture("glm4_moe").join("gradients.safetensors")).unwrap();
+    let batch = batch(&SafeTensors::deserialize(&bytes).unwrap());
+    let gradients = |threads: usize| {
+        let mut gradients = Weights::zeros(decoder.config());
+        run(&decoder, &Pool::new(threads), &batch, &mut gradients, Output::Replace);
+        gradients
+    };
+    assert!(gradients(1) == gradients(3));
+}
+
+#[test]
+fn weights_are_read_and_written_whole() {
+    for name in ["llama", "glm4_moe"] {
+        let source = Source::open(&fixture(name)).unwrap();
+        let config = source.config().unwrap();
+        let weights = Weights::read(&source).unwrap();
+        assert_eq!(
+            weights.parameters(),
+            config.tensors().iter().map(TensorInfo::len).sum::<usize>()
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.safetensors");
+        weights.write_file(&config, &path).unwrap();
+        assert!(Weights::read_file(&config, &path).unwrap() == weights);
+        let other = Source::open(&fixture("llama_untied")).unwrap().config().unwrap();
+        assert!(Weights::read_file(&other, &path).is_err(), "another model's file");
+    }
+}
+
+#[test]
+fn what_cannot_be_trained_whole_is_refused() {
+    let refused = |name: &str, purpose| {
+        let model = model::Model::load_for(purpose, &fixture(name), Precision::F32);
+        crate::message(model, &crate::fixtures())
+    };
+    insta::assert_snapshot!(refused("granitemoeshared", Purpose::WholeTraining), @"granitemoeshared: a joined model is trained expert by expert, not as a whole");
+    insta::assert_snapshot!(refused("mixtral", Purpose::Training), @"mixtral: department experts stand beside a llama-like base, not beside experts of its own");
+}
