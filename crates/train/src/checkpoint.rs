@@ -1,35 +1,38 @@
-//! The state of a training run: the expert's weights and the optimisers' running means.
+//! The state of a training run: the weights and the optimisers' running means.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use model::ExpertWeights;
-
 use crate::Error;
 
-pub(crate) struct State {
+/// `W` is what is trained: an expert, or a whole model.
+pub(crate) struct State<W> {
     /// Steps done.
     pub(crate) step: usize,
-    pub(crate) weights: ExpertWeights,
+    pub(crate) weights: W,
     /// Running mean of the gradient; Muon's momentum.
-    pub(crate) mean: ExpertWeights,
+    pub(crate) mean: W,
     /// Running mean of its square; zero where Muon moves the weights.
-    pub(crate) square: ExpertWeights,
+    pub(crate) square: W,
 }
 
 const PREFIX: &str = "checkpoint-";
 
-impl State {
+impl<W> State<W> {
     /// Writes `folder/checkpoint-STEP`, whole or not at all, and removes older ones.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`], on a full disk for instance; older checkpoints stay.
-    pub(crate) fn save(&self, folder: &Path) -> Result<(), Error> {
+    pub(crate) fn save(
+        &self,
+        folder: &Path,
+        write: impl Fn(&W, &Path) -> Result<(), model::Error>,
+    ) -> Result<(), Error> {
         let temporary = folder.join("checkpoint.tmp");
         remove(&temporary)?;
         fs::create_dir_all(&temporary).map_err(|e| io("create", &temporary, e))?;
         for (name, part) in self.parts() {
-            part.write(&temporary.join(name))?;
+            write(part, &temporary.join(name))?;
         }
         let target = folder.join(format!("{PREFIX}{}", self.step));
         remove(&target)?;
@@ -46,9 +49,12 @@ impl State {
     ///
     /// # Errors
     /// [`Error::Model`] if it cannot be read.
-    pub(crate) fn resume(folder: &Path) -> Result<Option<Self>, Error> {
+    pub(crate) fn resume(
+        folder: &Path,
+        read: impl Fn(&Path) -> Result<W, model::Error>,
+    ) -> Result<Option<Self>, Error> {
         let Some((step, path)) = find(folder).into_iter().max() else { return Ok(None) };
-        let read = |name: &str| ExpertWeights::read(&path.join(name));
+        let read = |name: &str| read(&path.join(name));
         Ok(Some(State {
             step,
             weights: read("weights.safetensors")?,
@@ -57,22 +63,22 @@ impl State {
         }))
     }
 
-    /// Removes all checkpoints from `folder`.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub(crate) fn discard(folder: &Path) -> Result<(), Error> {
-        remove(&folder.join("checkpoint.tmp"))?;
-        find(folder).iter().try_for_each(|(_, path)| remove(path))
-    }
-
-    fn parts(&self) -> [(&'static str, &ExpertWeights); 3] {
+    fn parts(&self) -> [(&'static str, &W); 3] {
         [
             ("weights.safetensors", &self.weights),
             ("mean.safetensors", &self.mean),
             ("square.safetensors", &self.square),
         ]
     }
+}
+
+/// Removes all checkpoints from `folder`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn discard(folder: &Path) -> Result<(), Error> {
+    remove(&folder.join("checkpoint.tmp"))?;
+    find(folder).iter().try_for_each(|(_, path)| remove(path))
 }
 
 fn find(folder: &Path) -> Vec<(usize, PathBuf)> {

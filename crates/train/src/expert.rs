@@ -7,18 +7,16 @@ use model::{Decoder, ExpertWeights};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use store::lines::Appender;
 
-use crate::checkpoint::State;
+use crate::checkpoint::{self, State};
+use crate::metrics::Metrics;
 use crate::muon::{self, Matrix};
-use crate::schedule::{self, Plan};
+use crate::schedule::{Curve, Packing, Plan, Shape};
 use crate::step::{self, Losses, Material};
 use crate::{Error, Optimizer, Options, Sample};
 
 /// The finished expert in its artifact's folder.
 pub const EXPERT_FILE: &str = "expert.safetensors";
-/// One line for each step, beside it.
-const METRICS_FILE: &str = "metrics.jsonl";
 
 /// One step's figures; a line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,54 +74,49 @@ pub fn train_expert(
 ) -> Result<Summary, Error> {
     let &Job { name, folder, samples, negatives, options } = job;
     options.check()?;
-    let plan = Plan::new(samples, negatives, options);
+    let plan = Plan::new(samples, negatives, &packing(options));
     let mut material = Material::new(pool, decoder, samples, negatives);
     let state = begin(folder, decoder, options)?;
     let gradients = state.weights.clone();
     let mut run = Run { folder, name, pool, options, plan, state, gradients };
-    let (mut metrics, mut lines) = Appender::resume::<Progress>(&folder.join(METRICS_FILE))?;
-    if lines.len() > run.state.step {
-        // Steps after the last checkpoint are done again.
-        lines.truncate(run.state.step);
-        let path = folder.join(METRICS_FILE);
-        std::fs::remove_file(&path).map_err(|source| Error::Io {
-            action: "remove",
-            path: path.clone(),
-            source,
-        })?;
-        metrics = Appender::resume::<Progress>(&path)?.0;
-        metrics.append(&lines)?;
-    }
+    let mut metrics = Metrics::resume(folder, run.state.step)?;
     let mut saved = Instant::now();
     while run.state.step < run.plan.steps.len() {
         let line = run.step(decoder, &mut material)?;
-        metrics.append(std::slice::from_ref(&line))?;
+        metrics.push(line.clone())?;
         progress(&line);
-        lines.push(line);
         if saved.elapsed() >= Duration::from_secs(options.checkpoint_seconds) {
             metrics.sync()?;
-            run.state.save(folder)?;
+            run.state.save(folder, ExpertWeights::write)?;
             saved = Instant::now();
         }
     }
     run.state.weights.write(&folder.join(EXPERT_FILE))?;
-    State::discard(folder)?;
-    let last = &lines[lines.len() - (lines.len() / 10).max(1)..];
-    let mean = |value: fn(&Progress) -> Option<f32>| {
-        let values: Vec<f32> = last.iter().filter_map(value).collect();
-        values.iter().sum::<f32>() / values.len().max(1) as f32
-    };
+    checkpoint::discard(folder)?;
     Ok(Summary {
-        steps: lines.len(),
+        steps: metrics.lines.len(),
         tokens: samples.iter().map(|s| s.tokens.len()).sum(),
         parameters: run.state.weights.parameters(),
-        loss: mean(|l| Some(l.loss)),
-        kl: mean(|l| l.kl),
+        loss: metrics.final_mean(|l| Some(l.loss)),
+        kl: metrics.final_mean(|l| l.kl),
     })
 }
 
-fn begin(folder: &Path, decoder: &Decoder, options: &Options) -> Result<State, Error> {
-    if let Some(state) = State::resume(folder)? {
+fn packing(options: &Options) -> Packing {
+    Packing {
+        passes: options.passes,
+        batch_tokens: options.batch_tokens,
+        negative_share: options.negative_share,
+        seed: options.seed,
+    }
+}
+
+fn begin(
+    folder: &Path,
+    decoder: &Decoder,
+    options: &Options,
+) -> Result<State<ExpertWeights>, Error> {
+    if let Some(state) = State::resume(folder, ExpertWeights::read)? {
         return Ok(state);
     }
     let config = decoder.config();
@@ -161,7 +154,7 @@ struct Run<'a> {
     pool: &'a Pool,
     options: &'a Options,
     plan: Plan,
-    state: State,
+    state: State<ExpertWeights>,
     /// Memory for the gradients of a step.
     gradients: ExpertWeights,
 }
@@ -177,10 +170,15 @@ impl Run<'_> {
         let norm: f64 =
             gradients.tensors().map(|(_, _, values)| ops::sum_of_squares(self.pool, values)).sum();
         let norm = norm.sqrt() as f32;
-        let learning_rate = schedule::rate(self.options, self.state.step, self.plan.steps.len());
+        let curve = Curve {
+            shape: Shape::Cosine,
+            peak: self.options.learning_rate,
+            warmup: self.options.warmup,
+        };
+        let learning_rate = curve.rate(self.state.step, self.plan.steps.len());
         let Losses { material: loss, kl } = losses;
         if ![loss, kl.unwrap_or(0.0), norm].iter().all(|figure| figure.is_finite()) {
-            self.state.save(self.folder)?;
+            self.state.save(self.folder, ExpertWeights::write)?;
             return Err(Error::NotFinite {
                 step: self.state.step + 1,
                 learning_rate: self.options.learning_rate,

@@ -1,16 +1,20 @@
-//! Training of department experts beside a frozen base.
+//! Training of department experts beside a frozen base, and of whole models.
 //!
 //! [`Material`] (restated facts, questions with answers, documents) becomes [`Sample`]s; an
 //! expert learns them while text of the base's own holds its gates towards null elsewhere;
-//! [`join`](join::join) puts experts and base together.
+//! [`join`](join::join) puts experts and base together. [`scratch`] trains all weights of a model that
+//! begins with random ones.
 
 mod checkpoint;
 mod expert;
+mod head;
 pub mod join;
+mod metrics;
 mod muon;
 mod options;
 mod sample;
 mod schedule;
+pub mod scratch;
 mod step;
 
 use std::path::PathBuf;
@@ -18,6 +22,7 @@ use std::path::PathBuf;
 pub use expert::{EXPERT_FILE, Job, Progress, Summary, train_expert};
 pub use options::{Optimizer, Options};
 pub use sample::{Material, Sample, samples};
+pub use schedule::Shape;
 
 /// What can go wrong in training.
 #[derive(Debug, thiserror::Error)]

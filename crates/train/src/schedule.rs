@@ -5,7 +5,17 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Options, Sample};
+use serde::{Deserialize, Serialize};
+
+use crate::Sample;
+
+/// How samples are packed into steps.
+pub(crate) struct Packing {
+    pub(crate) passes: usize,
+    pub(crate) batch_tokens: usize,
+    pub(crate) negative_share: f32,
+    pub(crate) seed: u64,
+}
 
 /// The samples of every step, by index.
 pub(crate) struct Plan {
@@ -21,16 +31,16 @@ pub(crate) struct Step {
 impl Plan {
     /// Each pass in an order of its own, packed into steps of at most `batch_tokens`; negatives
     /// go round beside them, in as many steps as their share of the tokens needs.
-    pub(crate) fn new(samples: &[Sample], negatives: &[Vec<u32>], options: &Options) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(options.seed.wrapping_add(1));
+    pub(crate) fn new(samples: &[Sample], negatives: &[Vec<u32>], packing: &Packing) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(packing.seed.wrapping_add(1));
         let mut steps = Vec::new();
         let mut order: Vec<usize> = (0..samples.len()).collect();
-        for _ in 0..options.passes {
+        for _ in 0..packing.passes {
             order.shuffle(&mut rng);
             let (mut step, mut tokens) = (Step::default(), 0);
             for &index in &order {
                 let len = samples[index].tokens.len();
-                if tokens + len > options.batch_tokens && tokens > 0 {
+                if tokens + len > packing.batch_tokens && tokens > 0 {
                     steps.push(std::mem::take(&mut step));
                     tokens = 0;
                 }
@@ -39,7 +49,7 @@ impl Plan {
             }
             steps.push(step);
         }
-        let wanted = (options.batch_tokens as f32 * options.negative_share) as usize;
+        let wanted = (packing.batch_tokens as f32 * packing.negative_share) as usize;
         let mut round: Vec<usize> = Vec::new();
         let (mut due, mut tokens) = (0, 0);
         for step in &mut steps {
@@ -58,15 +68,41 @@ impl Plan {
     }
 }
 
-/// The learning rate of step `step` (from 0) of `steps`.
-pub(crate) fn rate(options: &Options, step: usize, steps: usize) -> f32 {
-    let warmup = (options.warmup * steps as f32).max(1.0);
-    let at = step as f32 + 1.0;
-    if at < warmup {
-        return options.learning_rate * at / warmup;
+/// How the learning rate goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shape {
+    /// Along a cosine to a tenth of the peak.
+    Cosine,
+    /// At the peak, then in the last fifth of the steps straight down to a hundredth (warmup, stable,
+    /// decay).
+    ///
+    /// **Source**: Hu et al. 2024, arXiv 2404.06395, section 4.
+    Wsd,
+}
+
+/// The learning rate over a run.
+pub(crate) struct Curve {
+    pub(crate) shape: Shape,
+    pub(crate) peak: f32,
+    /// Share of the steps in which the rate rises from 0.
+    pub(crate) warmup: f32,
+}
+
+impl Curve {
+    /// The rate of step `step` (from 0) of `steps`.
+    pub(crate) fn rate(&self, step: usize, steps: usize) -> f32 {
+        let warmup = (self.warmup * steps as f32).max(1.0);
+        let at = step as f32 + 1.0;
+        if at < warmup {
+            return self.peak * at / warmup;
+        }
+        let done = ((at - warmup) / (steps as f32 - warmup).max(1.0)).min(1.0);
+        match self.shape {
+            Shape::Cosine => self.peak * (0.1 + 0.45 * (1.0 + (std::f32::consts::PI * done).cos())),
+            Shape::Wsd => self.peak * (1.0 - 0.99 * (done - 0.8).max(0.0) / 0.2),
+        }
     }
-    let done = (at - warmup) / (steps as f32 - warmup).max(1.0);
-    options.learning_rate * (0.1 + 0.45 * (1.0 + (std::f32::consts::PI * done.min(1.0)).cos()))
 }
 
 #[cfg(test)]
@@ -78,13 +114,7 @@ mod tests {
         let samples: Vec<Sample> = (1..30)
             .map(|len| Sample { tokens: vec![0; len], weights: vec![1.0; len], softened: false })
             .collect();
-        let options = Options {
-            passes: 2,
-            batch_tokens: 64,
-            sequence_tokens: 32,
-            negative_share: 0.2,
-            ..Options::default()
-        };
+        let options = Packing { passes: 2, batch_tokens: 64, negative_share: 0.2, seed: 1 };
         let plan = Plan::new(&samples, &[vec![0; 10], vec![0; 10]], &options);
         let mut seen = vec![0; samples.len()];
         let mut shown = 0;
@@ -101,8 +131,14 @@ mod tests {
 
     #[test]
     fn the_rate_rises_then_falls_to_a_tenth() {
-        let options = Options { learning_rate: 1.0, warmup: 0.1, ..Options::default() };
-        let rates: Vec<f32> = (0..100).map(|step| rate(&options, step, 100)).collect();
+        let rates = |shape| -> Vec<f32> {
+            let curve = Curve { shape, peak: 1.0, warmup: 0.1 };
+            (0..100).map(|step| curve.rate(step, 100)).collect()
+        };
+        let stable = rates(Shape::Wsd);
+        assert!(stable[9..=80].iter().all(|&rate| (rate - 1.0).abs() < 1e-6));
+        assert!(stable[81..].windows(2).all(|w| w[1] < w[0]) && (stable[99] - 0.01).abs() < 1e-3);
+        let rates = rates(Shape::Cosine);
         assert!((rates[0] - 0.1).abs() < 1e-6 && (rates[9] - 1.0).abs() < 1e-2);
         assert!(rates[9..].windows(2).all(|w| w[1] <= w[0]));
         assert!((rates[99] - 0.1).abs() < 1e-3);

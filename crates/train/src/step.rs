@@ -1,11 +1,9 @@
-use kernel::{Pool, loss};
+use kernel::Pool;
 use model::{Batch, Decoder, ExpertWeights};
 
+use crate::head::{Head, labels};
 use crate::schedule::Step;
 use crate::{Options, Sample};
-
-/// Rows whose logits are held at a time: 256 × 49,152 f32 are 48 MiB.
-const LOGIT_ROWS: usize = 256;
 
 /// The material with what the frozen base makes of it, computed when first needed.
 pub(crate) struct Material<'a> {
@@ -117,24 +115,18 @@ pub(crate) fn run(
     let batch = Batch::of(indices.iter().map(|&i| material.tokens(i)));
     let stem = material.stem(pool, decoder, &indices);
     let tape = decoder.train_forward(pool, &batch, stem);
-    let mut head =
-        Head { pool, decoder, hidden: &tape.hidden, d_hidden: vec![0.0; tape.hidden.len()] };
+    let mut head = Head::new(pool, decoder, &tape.hidden);
 
     let (own, other) = batch.sequences.split_at(step.samples.len());
     let (mut rows, mut soft, mut softened) = (Vec::new(), Vec::new(), Vec::new());
     for (range, &index) in own.iter().zip(&step.samples) {
-        let sample = &material.samples[index];
-        for at in 1..sample.tokens.len() {
-            if sample.weights[at] > 0.0 {
-                rows.push((range.start + at - 1, sample.tokens[at], sample.weights[at]));
-            }
-        }
+        rows.extend(labels(&material.samples[index], range.start));
         let base = &material.base_hidden[index];
         soft.extend(range.clone().take(base.len() / decoder.config().hidden));
         softened.extend_from_slice(base);
     }
-    let own_loss = head.cross_entropy(&rows);
-    let total: f32 = rows.iter().map(|row| row.2).sum();
+    let total: f32 = rows.iter().map(|row| row.weight).sum();
+    let own_loss = head.cross_entropy(&rows, total, None);
     head.divergence(&soft, &softened, options.document_kl / total);
 
     let first = other.first().map_or(batch.tokens.len(), |range| range.start);
@@ -156,65 +148,4 @@ pub(crate) fn run(
     let d_hidden = head.d_hidden;
     decoder.train_backward(pool, &batch, tape, &d_hidden, &pull, gradients);
     Losses { material: own_loss, kl }
-}
-
-/// The output layer and the losses on it, a block of rows at a time.
-struct Head<'a> {
-    pool: &'a Pool,
-    decoder: &'a Decoder,
-    /// `[tokens, hidden]`.
-    hidden: &'a [f32],
-    d_hidden: Vec<f32>,
-}
-
-impl Head<'_> {
-    /// The logits `[rows, vocab]` of the hidden rows `rows`.
-    fn logits(&self, rows: impl Iterator<Item = usize>) -> Vec<f32> {
-        let size = self.decoder.config().hidden;
-        let hidden: Vec<f32> =
-            rows.flat_map(|row| &self.hidden[row * size..][..size]).copied().collect();
-        self.decoder.logits(self.pool, &hidden)
-    }
-
-    /// Mean cross-entropy of (row, target, weight), in nats; adds its gradient.
-    fn cross_entropy(&mut self, rows: &[(usize, u32, f32)]) -> f32 {
-        let size = self.decoder.config().hidden;
-        let total: f32 = rows.iter().map(|r| r.2).sum();
-        let mut sum = 0.0;
-        for block in rows.chunks(LOGIT_ROWS) {
-            let mut logits = self.logits(block.iter().map(|row| row.0));
-            let targets: Vec<u32> = block.iter().map(|r| r.1).collect();
-            let weights: Vec<f32> = block.iter().map(|r| r.2 / total).collect();
-            let mut losses = vec![0.0; block.len()];
-            loss::cross_entropy(self.pool, &mut logits, &targets, Some(&weights), &mut losses);
-            sum += losses.iter().zip(&weights).map(|(l, w)| l * w).sum::<f32>();
-            let d = self.decoder.logits_backward(self.pool, &logits);
-            for (row, d) in block.iter().zip(d.chunks_exact(size)) {
-                self.d_hidden[row.0 * size..][..size].copy_from_slice(d);
-            }
-        }
-        sum
-    }
-
-    /// The sum of KL(base ‖ model) over `rows`, in nats; adds `weight` times its gradient.
-    ///
-    /// **Shapes**: base `[rows, hidden]`, the base's hidden rows there.
-    fn divergence(&mut self, rows: &[usize], base: &[f32], weight: f32) -> f32 {
-        let size = self.decoder.config().hidden;
-        let mut sum = 0.0;
-        for (block, base) in rows.chunks(LOGIT_ROWS).zip(base.chunks(LOGIT_ROWS * size)) {
-            let mut reference = self.decoder.logits(self.pool, base);
-            let mut logits = self.logits(block.iter().copied());
-            let weights = vec![weight; block.len()];
-            let mut losses = vec![0.0; block.len()];
-            loss::kl_divergence(self.pool, &mut reference, &mut logits, &weights, &mut losses);
-            sum += losses.iter().sum::<f32>();
-            let d = self.decoder.logits_backward(self.pool, &logits);
-            for (row, d) in block.iter().zip(d.chunks_exact(size)) {
-                let sum = &mut self.d_hidden[row * size..][..size];
-                sum.iter_mut().zip(d).for_each(|(sum, d)| *sum += d);
-            }
-        }
-        sum
-    }
 }

@@ -1,7 +1,5 @@
 //! Training on the tiny checkpoint of the model crate.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::{Path, PathBuf};
 
 use kernel::{Pool, Precision};

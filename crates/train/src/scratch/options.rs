@@ -1,0 +1,177 @@
+use model::{Config, Family, Routing};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Optimizer, Shape};
+
+/// A model to train from scratch, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    pub hidden: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Tokens that a sequence holds; longer texts are cut.
+    pub context: usize,
+    /// Width of the feed-forward, or of the expert that all tokens share.
+    pub width: usize,
+    /// Routed experts; 0 for a dense model.
+    pub experts: usize,
+    /// Experts of each token.
+    pub top_k: usize,
+    /// Width of a routed expert.
+    pub expert_width: usize,
+    /// How far an expert's bias moves in a step, towards equal loads.
+    pub balance_rate: f32,
+    /// What moves the matrices; embedding, output, router and norms always go by AdamW.
+    pub optimizer: Optimizer,
+    pub learning_rate: f32,
+    pub schedule: Shape,
+    /// Share of the steps in which the rate rises from 0.
+    pub warmup: f32,
+    pub weight_decay: f32,
+    /// The gradient's global norm is clipped to this for AdamW; Muon's steps have a size of their
+    /// own.
+    pub clip: f32,
+    /// Times the whole material is gone through.
+    pub passes: usize,
+    /// Tokens of one step.
+    pub batch_tokens: usize,
+    /// Tokens that are computed at once; a step of more adds up gradients.
+    pub micro_batch_tokens: usize,
+    /// Seconds between checkpoints.
+    pub checkpoint_seconds: u64,
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            hidden: 384,
+            layers: 6,
+            heads: 6,
+            kv_heads: 2,
+            context: 256,
+            width: 256,
+            experts: 32,
+            top_k: 4,
+            expert_width: 256,
+            balance_rate: 1e-3,
+            optimizer: Optimizer::Muon,
+            learning_rate: 3e-3,
+            schedule: Shape::Wsd,
+            warmup: 0.02,
+            weight_decay: 0.1,
+            clip: 1.0,
+            passes: 4,
+            batch_tokens: 4096,
+            micro_batch_tokens: 4096,
+            checkpoint_seconds: 60,
+            seed: 1,
+        }
+    }
+}
+
+impl Options {
+    /// The model's shape, with a tokenizer of `vocab` tokens.
+    pub fn config(&self, vocab: usize, bos: Option<u32>, eos: Vec<u32>) -> Config {
+        let routed = self.experts > 0;
+        Config {
+            family: if routed { Family::Glm4Moe } else { Family::Llama },
+            vocab,
+            hidden: self.hidden,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.hidden / self.heads,
+            intermediate: self.width,
+            head_norms: routed,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            windows: None,
+            context: self.context,
+            tied_embeddings: true,
+            bos,
+            eos,
+            experts: None,
+            routing: routed.then_some(Routing {
+                experts: self.experts,
+                top_k: self.top_k,
+                width: self.expert_width,
+                sigmoid: true,
+                normalise: true,
+                scale: 1.0,
+            }),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Option`] naming the first value that cannot work.
+    pub fn check(&self) -> Result<(), Error> {
+        let fail = |name, value: String, expected: &str| {
+            Err(Error::Option { name, value, expected: expected.into() })
+        };
+        let sizes = [
+            ("hidden", self.hidden),
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("kv_heads", self.kv_heads),
+            ("context", self.context),
+            ("passes", self.passes),
+        ];
+        for (name, value) in sizes {
+            if !(1..=1 << 16).contains(&value) {
+                return fail(name, value.to_string(), "use 1 to 65536");
+            }
+        }
+        if !self.hidden.is_multiple_of(2 * self.heads) {
+            let expected = format!("each of {} heads must have the same even size", self.heads);
+            return fail("hidden", self.hidden.to_string(), &expected);
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let expected = format!("it must divide the {} heads", self.heads);
+            return fail("kv_heads", self.kv_heads.to_string(), &expected);
+        }
+        let even = |width: usize| width.is_multiple_of(2) && (2..=1 << 16).contains(&width);
+        if !even(self.width) {
+            return fail("width", self.width.to_string(), "use an even number from 2 to 65536");
+        }
+        if self.experts > 0 {
+            if !(1..=self.experts).contains(&self.top_k) || self.experts > 1 << 12 {
+                let value = format!("{} of {} experts", self.top_k, self.experts);
+                return fail("top_k", value, "use at least 1, and no more than there are");
+            }
+            if !even(self.expert_width) || !self.width.is_multiple_of(self.expert_width) {
+                let value = format!("{} beside a width of {}", self.expert_width, self.width);
+                return fail("expert_width", value, "it must be even, and divide the width");
+            }
+        }
+        if self.context < 2 || self.micro_batch_tokens < self.context {
+            let value = format!("{} with context {}", self.micro_batch_tokens, self.context);
+            let expected = "it must hold a sequence of at least 2 tokens";
+            return fail("micro_batch_tokens", value, expected);
+        }
+        if self.batch_tokens < self.context {
+            let value = format!("{} with context {}", self.batch_tokens, self.context);
+            return fail("batch_tokens", value, "a step must hold a sequence");
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate < 1.0) {
+            let expected = "use a rate between 0 and 1, 3e-3 for instance";
+            return fail("learning_rate", self.learning_rate.to_string(), expected);
+        }
+        let shares = [
+            ("warmup", self.warmup),
+            ("weight_decay", self.weight_decay),
+            ("balance_rate", self.balance_rate),
+        ];
+        for (name, value) in shares {
+            if !(0.0..=1.0).contains(&value) {
+                return fail(name, value.to_string(), "use a number from 0 to 1");
+            }
+        }
+        if self.clip <= 0.0 || !self.clip.is_finite() {
+            return fail("clip", self.clip.to_string(), "use a number above 0");
+        }
+        Ok(())
+    }
+}
