@@ -31,6 +31,7 @@ pub(crate) struct Config {
     pub teacher: Option<Teacher>,
     pub background: Background,
     pub train: train::Options,
+    pub scratch: train::scratch::Options,
     pub eval: Eval,
     pub serve: Serve,
 }
@@ -137,6 +138,8 @@ struct RawConfig {
     #[serde(default)]
     train: train::Options,
     #[serde(default)]
+    scratch: train::scratch::Options,
+    #[serde(default)]
     eval: Eval,
     #[serde(default)]
     serve: Serve,
@@ -203,6 +206,7 @@ impl Config {
         keep_questions_apart(&departments)?;
         let teacher = raw.teacher.map(RawTeacher::resolve).transpose()?;
         raw.train.check().map_err(|error| anyhow!("[train] {error}"))?;
+        raw.scratch.check().map_err(|error| anyhow!("[scratch] {error}"))?;
         for key in &raw.serve.keys {
             key.check(&departments)?;
         }
@@ -217,6 +221,7 @@ impl Config {
             teacher,
             background: raw.background,
             train: raw.train,
+            scratch: raw.scratch,
             eval: raw.eval,
             serve: raw.serve,
         };

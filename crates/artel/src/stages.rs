@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use store::{Artifact, Hash, Kind, Recipe, Workspace};
 
 use crate::Setup;
-use crate::commands::{background, eval, ingest, join, synth, train};
+use crate::commands::{background, eval, ingest, join, scratch, synth, train};
 use crate::config::{Config, Department, Teacher};
 use crate::failure::{self, Hint};
 
@@ -29,6 +29,8 @@ pub(crate) enum Stage {
     /// The base writes text of its own, which is no expert's business.
     Background,
     Train(String),
+    /// A model of its own, beside the path.
+    Scratch,
     Join,
     Eval,
 }
@@ -65,7 +67,7 @@ impl Stage {
             Stage::Ingest(_) => "ingest",
             Stage::Synth(_) => "synth",
             Stage::Background => "background",
-            Stage::Train(_) => "train",
+            Stage::Train(_) | Stage::Scratch => "train",
             Stage::Join => "join",
             Stage::Eval => "eval",
         }
@@ -127,6 +129,7 @@ impl<'a> Stages<'a> {
             Stage::Synth(name) => (Kind::Examples, name.clone()),
             Stage::Background => (Kind::Examples, BACKGROUND.into()),
             Stage::Train(name) => (Kind::Expert, name.clone()),
+            Stage::Scratch => (Kind::Model, format!("{}-scratch", self.config.name)),
             Stage::Join => (Kind::Model, self.config.name.clone()),
             Stage::Eval => (Kind::Report, self.config.name.clone()),
         }
@@ -140,6 +143,7 @@ impl<'a> Stages<'a> {
             Stage::Train(name) => {
                 vec![Stage::Ingest(name.clone()), Stage::Synth(name.clone()), Stage::Background]
             }
+            Stage::Scratch => self.active().map(|d| Stage::Ingest(d.name.clone())).collect(),
             Stage::Join => self.active().map(|d| Stage::Train(d.name.clone())).collect(),
             Stage::Eval => {
                 let collections = eval::measured(self).map(|d| Stage::Ingest(d.name.clone()));
@@ -179,6 +183,11 @@ impl<'a> Stages<'a> {
             Stage::Train(name) => {
                 self.model_input(&mut inputs, &self.config.base)?;
                 train::recipe_config(self, name)?
+            }
+            Stage::Scratch => {
+                // Its tokenizer and chat template.
+                self.model_input(&mut inputs, &self.config.base)?;
+                scratch::recipe_config(self)?
             }
             Stage::Join => {
                 self.model_input(&mut inputs, &self.config.base)?;
@@ -276,6 +285,7 @@ impl<'a> Stages<'a> {
             Stage::Synth(name) => synth::stage(self, self.config.department(name)?, &mut draft),
             Stage::Background => background::stage(self, &mut draft),
             Stage::Train(name) => train::stage(self, self.config.department(name)?, &mut draft),
+            Stage::Scratch => scratch::stage(self, &mut draft),
             Stage::Join => join::stage(self, &mut draft),
             Stage::Eval => eval::stage(self, &mut draft),
         }

@@ -13,6 +13,7 @@ pub(crate) mod key;
 pub(crate) mod new;
 pub(crate) mod pull;
 pub(crate) mod run;
+pub(crate) mod scratch;
 pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod synth;

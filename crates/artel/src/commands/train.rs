@@ -1,4 +1,5 @@
-//! `artel train`: one expert per department, beside the frozen base.
+//! `artel train`: one expert per department, beside the frozen base. With `--from scratch`, a model of
+//! its own.
 
 use std::collections::BTreeMap;
 
@@ -25,11 +26,32 @@ const LEFT_OUT: &str = "left_out";
 pub(crate) struct Args {
     /// [default: every department of artel.toml]
     departments: Vec<String>,
+    /// What training begins with: experts beside the base, or random weights of a model of its own,
+    /// as `[scratch]` in artel.toml says
+    #[arg(long, value_enum, default_value_t = From::Base)]
+    from: From,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum From {
+    Base,
+    Scratch,
 }
 
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let config = setup.config()?;
     let stages = Stages::new(&config, setup);
+    if args.from == From::Scratch {
+        ensure!(
+            args.departments.is_empty(),
+            "--from scratch learns from the documents of all departments; name none"
+        );
+        config.select(&[])?;
+        let done = stages.perform(&Stage::Scratch)?;
+        super::run::tell(&stages, &Stage::Scratch, &done);
+        println!("{}", done.artifact.path.display());
+        return Ok(());
+    }
     let done = stages.perform(&Stage::Background)?;
     super::run::tell(&stages, &Stage::Background, &done);
     super::run::stage_of_each(&args.departments, setup, Stage::Train)
@@ -141,7 +163,7 @@ fn material(stages: &Stages, name: &str, left_out: &[&str]) -> Result<Vec<Materi
 }
 
 /// Each document as one text with its headings, as a reader would see it.
-fn documents(collection: &Collection) -> impl Iterator<Item = String> {
+pub(super) fn documents(collection: &Collection) -> impl Iterator<Item = String> {
     let chunks = collection.chunks.iter().filter(|chunk| !chunk.held_out);
     let mut texts: Vec<(&str, String)> = Vec::new();
     let mut section: &[String] = &[];

@@ -41,6 +41,21 @@ batch_tokens = 256
 sequence_tokens = 128
 checkpoint_seconds = 0
 
+[scratch]
+hidden = 16
+layers = 2
+heads = 2
+kv_heads = 1
+context = 64
+width = 8
+experts = 4
+top_k = 2
+expert_width = 8
+passes = 2
+batch_tokens = 256
+micro_batch_tokens = 128
+checkpoint_seconds = 0
+
 [eval]
 base_texts = 2
 base_tokens = 12

@@ -62,6 +62,32 @@ fn content(folder: PathBuf) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+fn check_same(unbroken: &Company, killed: &Company, artifact: &str, kills: usize) {
+    assert!(killed.path(artifact).join("manifest.json").exists(), "{artifact} after {kills}");
+    let (expected, found) = (content(unbroken.path(artifact)), content(killed.path(artifact)));
+    let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&expected), names(&found), "{artifact}");
+    for (name, bytes) in &expected {
+        assert!(*bytes == found[name], "{artifact}/{name} differs after {kills} kills");
+    }
+}
+
+#[test]
+fn a_killed_model_from_scratch_ends_where_an_unbroken_one_does() {
+    let (unbroken, killed) = (Company::tiny(6), Company::tiny(6));
+    let args = ["train", "--from", "scratch"];
+    for company in [&unbroken, &killed] {
+        company.succeed(&["ingest"]);
+    }
+    unbroken.succeed(&args);
+    let kills = run_with_kills(&killed, &args, "models-acme-scratch-", "metrics.jsonl", 3);
+    assert!(kills > 0, "training was over before it could be killed");
+    check_same(&unbroken, &killed, "models/acme-scratch", kills);
+    let lineage = killed.succeed(&["status", "--lineage", "models/acme-scratch"]);
+    assert!(lineage.contains("documents/press/manual-0.md"), "{lineage}");
+    assert!(!lineage.contains("questions"), "{lineage}");
+}
+
 #[test]
 fn killed_stages_end_where_unbroken_ones_do() {
     let (unbroken, killed) = (Company::tiny(12), Company::tiny(12));
@@ -73,18 +99,7 @@ fn killed_stages_end_where_unbroken_ones_do() {
         let args = [stage, "press"];
         unbroken.succeed(&args);
         let kills = run_with_kills(&killed, &args, draft, marker, 3);
-        let artifact = format!("{folder}/press");
-        assert!(killed.path(&artifact).join("manifest.json").exists(), "{artifact} after {kills}");
-        let (expected, found) =
-            (content(unbroken.path(&artifact)), content(killed.path(&artifact)));
-        assert_eq!(
-            expected.keys().collect::<Vec<_>>(),
-            found.keys().collect::<Vec<_>>(),
-            "{artifact}"
-        );
-        for (name, bytes) in &expected {
-            assert!(*bytes == found[name], "{artifact}/{name} differs after {kills} kills");
-        }
+        check_same(&unbroken, &killed, &format!("{folder}/press"), kills);
         if stage == "train" {
             assert!(kills > 0, "training was over before it could be killed");
         }

@@ -7,6 +7,7 @@ mod gemm;
 mod grouped;
 mod prefill;
 mod subject;
+mod train;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -31,6 +32,10 @@ enum What {
     Gemm(gemm::Args),
     /// The feed-forward of many experts, against a dense one of equal FLOPs
     Grouped(grouped::Args),
+    /// Steps of training a whole model, against the peak of multiply-adds
+    Train(train::Args),
+    /// The same step on all threads, against one
+    Threads(train::ThreadsArgs),
 }
 
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
@@ -40,6 +45,8 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         What::Bandwidth(args) => bandwidth::run(args, setup),
         What::Gemm(args) => gemm::run(args, setup),
         What::Grouped(args) => grouped::run(args, setup),
+        What::Train(args) => train::run(args, setup),
+        What::Threads(args) => train::threads(args, setup),
     }
 }
 

@@ -1,0 +1,215 @@
+//! `artel bench train`: steps on all weights of a model. The model and its batches come from files,
+//! so that another program can train the same; or they are random.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use kernel::{Packed, Pool, Precision};
+use model::{Config, Source, Weights};
+use train::scratch::{Options, Trainer};
+use train::{Optimizer, Sample};
+
+use super::median;
+use crate::Setup;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A model's folder to begin with [default: random weights of the shape below]
+    #[arg(long, requires = "batches")]
+    model: Option<PathBuf>,
+    /// JSON lines, each one step: a list of sequences of token ids [default: random tokens]
+    #[arg(long)]
+    batches: Option<PathBuf>,
+    #[command(flatten)]
+    shape: Shape,
+    /// Constant over the steps
+    #[arg(long, default_value_t = 1e-3)]
+    learning_rate: f32,
+    /// Multiply in f32
+    #[arg(long)]
+    f32: bool,
+    /// Steps
+    #[arg(long, default_value_t = 12)]
+    steps: usize,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ThreadsArgs {
+    #[command(flatten)]
+    shape: Shape,
+    /// How often each side is measured; the median counts
+    #[arg(long, default_value_t = 9)]
+    rounds: usize,
+}
+
+/// The random model.
+#[derive(clap::Args)]
+struct Shape {
+    /// Routed experts of width 256; 0 for a dense feed-forward of width 1024
+    #[arg(long, default_value_t = 0)]
+    experts: usize,
+    /// Experts of each token
+    #[arg(long, default_value_t = 4)]
+    top_k: usize,
+    /// Sequences of a step
+    #[arg(long, default_value_t = 8)]
+    sequences: usize,
+    /// Tokens of a sequence
+    #[arg(long, default_value_t = 256)]
+    tokens: usize,
+}
+
+/// Tokens of the random model's vocabulary.
+const VOCAB: usize = 8192;
+
+/// A model and what it is trained on.
+struct Subject {
+    config: Config,
+    options: Options,
+    weights: Option<Weights>,
+    steps: Vec<Vec<Sample>>,
+}
+
+pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
+    ensure!(args.steps > 2, "--steps is {}: the first two are not measured", args.steps);
+    let pool = setup.pool();
+    let subject = match (&args.model, &args.batches) {
+        (Some(model), Some(batches)) => Subject::read(model, batches)?,
+        _ => args.shape.subject()?,
+    };
+    let precision = if args.f32 { Precision::F32 } else { Precision::best() };
+    let mut trainer = subject.trainer(&pool, precision);
+    let kernel = Packed::unset(precision, 64, 64).kernel();
+    let (mut losses, mut times) = (Vec::new(), Vec::new());
+    for step in subject.steps.iter().cycle().take(args.steps) {
+        let (loss, seconds) = timed_step(&mut trainer, &pool, step, args.learning_rate);
+        losses.push(format!("{loss:.4}"));
+        times.push(seconds);
+    }
+    let tokens = tokens(&subject.steps[0]);
+    let rate = tokens as f64 / median(&mut times[2..]);
+    let flops = flops(&subject.config, &subject.steps[0]) * rate / tokens as f64;
+    let peak = kernel::peak(&pool, kernel);
+    let peak = peak.map_or_else(String::new, |peak| {
+        format!(" of {:.0}, {:.3} of the peak", peak / 1e9, flops / peak)
+    });
+    println!("losses {}", losses.join(" "));
+    println!(
+        "{} parameters, {tokens} tokens a step, {} threads, {}: {:.0} GFLOP/s{peak}",
+        trainer.parameters(),
+        pool.threads(),
+        kernel.name(),
+        flops / 1e9,
+    );
+    println!("train {rate:.1} tokens/s");
+    Ok(())
+}
+
+pub(crate) fn threads(args: &ThreadsArgs, setup: &Setup) -> Result<()> {
+    let (one, all) = (Pool::new(1), setup.pool());
+    let subject = args.shape.subject()?;
+    let mut trainer = subject.trainer(&all, Precision::best());
+    let (mut alone, mut together) = (Vec::new(), Vec::new());
+    for _ in 0..=args.rounds {
+        alone.push(timed_step(&mut trainer, &one, &subject.steps[0], 1e-3).1);
+        together.push(timed_step(&mut trainer, &all, &subject.steps[0], 1e-3).1);
+    }
+    let tokens = tokens(&subject.steps[0]) as f64;
+    // The first round finds memory and code cold.
+    let (alone, together) = (median(&mut alone[1..]), median(&mut together[1..]));
+    println!("1 thread {:.1} tokens/s", tokens / alone);
+    println!("{} threads {:.1} tokens/s", all.threads(), tokens / together);
+    println!("ratio {:.3}", alone / together);
+    Ok(())
+}
+
+fn timed_step(
+    trainer: &mut Trainer,
+    pool: &Pool,
+    samples: &[Sample],
+    learning_rate: f32,
+) -> (f32, f64) {
+    let samples: Vec<&Sample> = samples.iter().collect();
+    let started = Instant::now();
+    let figures = trainer.step(pool, &samples, learning_rate);
+    (figures.loss, started.elapsed().as_secs_f64())
+}
+
+fn tokens(step: &[Sample]) -> usize {
+    step.iter().map(|sample| sample.tokens.len()).sum()
+}
+
+/// Multiply-adds of a step's products, both passes, each counted as two; attention where it sees.
+fn flops(config: &Config, step: &[Sample]) -> f64 {
+    let Config { hidden, heads, kv_heads, head_dim, .. } = *config;
+    let routed = config.routing.map_or(0, |r| r.experts * hidden + 3 * r.top_k * r.width * hidden);
+    let attention = hidden * head_dim * (2 * heads + 2 * kv_heads);
+    let layer = attention + 3 * config.intermediate * hidden + routed;
+    let products = 6.0 * (config.layers * layer + config.vocab * hidden) as f64;
+    let seen: usize = step.iter().map(|s| s.tokens.len() * (s.tokens.len() + 1) / 2).sum();
+    // Two products forward, five backward.
+    let scores = 14.0 * (config.layers * heads * head_dim * seen) as f64;
+    products * tokens(step) as f64 + scores
+}
+
+impl Shape {
+    /// The models of `bench/train-dense` and `bench/train-moe`, but for how experts are chosen.
+    fn subject(&self) -> Result<Subject> {
+        let options = Options {
+            kv_heads: 6,
+            width: if self.experts > 0 { 256 } else { 1024 },
+            experts: self.experts,
+            // One of them is the expert that all tokens share.
+            top_k: self.top_k.saturating_sub(1),
+            context: self.tokens,
+            ..options()
+        };
+        options.check()?;
+        let mut state = 1u64;
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u32 % VOCAB as u32
+        };
+        let mut sequence = || sample((0..self.tokens).map(|_| draw()).collect());
+        let step = (0..self.sequences).map(|_| sequence()).collect();
+        let config = Config { tied_embeddings: false, ..options.config(VOCAB, None, vec![]) };
+        Ok(Subject { config, options, weights: None, steps: vec![step] })
+    }
+}
+
+impl Subject {
+    fn read(model: &Path, batches: &Path) -> Result<Self> {
+        let source = Source::open(model)?;
+        let config = source.config()?;
+        let weights = Some(Weights::read(&source)?);
+        let steps: Vec<Vec<Vec<u32>>> = store::lines::read(batches)?;
+        let steps = steps.into_iter().map(|step| step.into_iter().map(sample).collect());
+        let steps: Vec<Vec<Sample>> = steps.collect();
+        ensure!(!steps.is_empty(), "{}: no batch", batches.display());
+        for sample in steps.iter().flatten() {
+            let fits = sample.tokens.iter().all(|&t| (t as usize) < config.vocab);
+            ensure!(fits, "{}: a token lies beyond the vocabulary", batches.display());
+            ensure!(sample.tokens.len() <= config.context, "{}: too long", batches.display());
+        }
+        Ok(Subject { config, options: options(), weights, steps })
+            .with_context(|| format!("read {}", batches.display()))
+    }
+
+    fn trainer(&self, pool: &Pool, precision: Precision) -> Trainer {
+        let mut trainer = Trainer::new(pool, &self.config, precision, &self.options);
+        if let Some(weights) = &self.weights {
+            trainer.set_weights(pool, weights.clone());
+        }
+        trainer
+    }
+}
+
+/// What both sides of the comparison use.
+fn options() -> Options {
+    Options { optimizer: Optimizer::AdamW, micro_batch_tokens: 1 << 20, ..Options::default() }
+}
+
+fn sample(tokens: Vec<u32>) -> Sample {
+    Sample { weights: vec![1.0; tokens.len()], tokens, softened: false }
+}
