@@ -168,4 +168,5 @@ def curve(args, folder, data):
         print(f"largest difference to PyTorch f32, {name}: {largest:.4f} nats")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -134,14 +134,11 @@ mod x86 {
         for first in (0..steps).step_by(LINE) {
             // SAFETY: register operations, and a store to a whole line.
             unsafe {
-                let rows: [__m512i; LINE] = std::array::from_fn(|row| {
-                    if row < rows {
-                        lanes(&values[row * k..(row + 1) * k], first * PER_STEP)
-                    } else {
-                        _mm512_setzero_si512()
-                    }
-                });
-                let columns = transpose(rows);
+                let mut block = [_mm512_setzero_si512(); LINE];
+                for row in 0..rows.min(LINE) {
+                    block[row] = lanes(&values[row * k..(row + 1) * k], first * PER_STEP);
+                }
+                let columns = transpose(block);
                 for (step, column) in columns.into_iter().enumerate().take(steps - first) {
                     let out = &mut panel[(first + step) * LINES + line];
                     _mm512_store_si512(out.0.as_mut_ptr().cast(), column);
@@ -163,9 +160,10 @@ mod x86 {
     ) {
         // SAFETY: whole lines are read; the slices say that there is room for what is written.
         unsafe {
-            let rows = std::array::from_fn(|step| {
-                _mm512_load_si512(tile[step * LINES + line].0.as_ptr().cast())
-            });
+            let mut rows = [_mm512_setzero_si512(); LINE];
+            for step in 0..LINE {
+                rows[step] = _mm512_load_si512(tile[step * LINES + line].0.as_ptr().cast());
+            }
             for (row, lanes) in transpose(rows).into_iter().enumerate() {
                 let out = &mut out[row * stride..][..LINE];
                 _mm512_storeu_si512(out.as_mut_ptr().cast(), lanes);
@@ -179,18 +177,21 @@ mod x86 {
     unsafe fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
         // SAFETY: register operations of AVX-512 F, which the callers have.
         unsafe {
-            let t: [__m512i; 16] = std::array::from_fn(|i| match i % 2 {
-                0 => _mm512_unpacklo_epi32(r[i], r[i + 1]),
-                _ => _mm512_unpackhi_epi32(r[i - 1], r[i]),
-            });
+            // Loops, not closures, which would be compiled without the instruction set.
+            let mut t = r;
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+            }
             // Column 4·quarter + c of rows 4j..4j+4 stands in quarter `quarter` of u[4j + c].
-            let u: [__m512i; 16] = std::array::from_fn(|i| {
-                let (low, c) = (i / 4 * 4 + i % 4 / 2, i % 2);
-                match c {
-                    0 => _mm512_unpacklo_epi64(t[low], t[low + 2]),
-                    _ => _mm512_unpackhi_epi64(t[low], t[low + 2]),
+            let mut u = t;
+            for low in [0, 4, 8, 12] {
+                for half in 0..2 {
+                    let (a, b) = (t[low + half], t[low + half + 2]);
+                    u[low + 2 * half] = _mm512_unpacklo_epi64(a, b);
+                    u[low + 2 * half + 1] = _mm512_unpackhi_epi64(a, b);
                 }
-            });
+            }
             let mut out = r;
             for c in 0..4 {
                 let low = _mm512_shuffle_i32x4::<0x44>(u[c], u[4 + c]);

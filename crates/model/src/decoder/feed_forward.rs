@@ -9,6 +9,8 @@ use super::LayerWeights;
 use super::linear::{Linear, Purpose};
 use crate::Config;
 
+// One for each layer: what the smaller variant wastes does not count.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum FeedForward {
     /// One for all tokens, frozen; its weights may be as the file stores them.
     ///

@@ -69,7 +69,7 @@ enum FeedForwardStash<'a> {
         gate_up: Buffer<'a>,
         mixture: Option<MixtureStash<'a>>,
     },
-    Fused(FusedStash<'a>),
+    Fused(Box<FusedStash<'a>>),
 }
 
 impl Stash<'_> {
@@ -162,7 +162,7 @@ impl Layer {
             FeedForward::Fused(fused) => {
                 let chosen = fused.choose(pool, &normed);
                 let normed = self.qkv.lanes(pool, normed, hidden);
-                FeedForwardStash::Fused(fused.forward(pool, x, normed, chosen))
+                FeedForwardStash::Fused(Box::new(fused.forward(pool, x, normed, chosen)))
             }
         };
         Stash { x: before, inputs, raw, qkv, attended, log_sums, middle, feed_forward }
@@ -257,7 +257,7 @@ impl Layer {
                 d_normed.fill(0.0);
                 let normed = self.norm(pass, middle, &self.feed_forward_norm);
                 let dy = fused.lanes(pool, d, self.qkv.inputs());
-                fused.backward(pool, d_normed, (&normed, &dy), stash, gradients, *mode);
+                fused.backward(pool, d_normed, (&normed, &dy), *stash, gradients, *mode);
             }
             _ => panic!("the decoder was not loaded for this training"),
         }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use kernel::{Packed, Pool, Precision};
 use model::{Config, Source, Weights};
 use train::scratch::{Options, Trainer};
@@ -193,7 +193,6 @@ impl Subject {
             ensure!(sample.tokens.len() <= config.context, "{}: too long", batches.display());
         }
         Ok(Subject { config, options: options(), weights, steps })
-            .with_context(|| format!("read {}", batches.display()))
     }
 
     fn trainer(&self, pool: &Pool, precision: Precision) -> Trainer {
