@@ -12,7 +12,7 @@ pub(crate) struct Loads(Vec<Vec<usize>>);
 pub struct Balance {
     /// The largest load of an expert, less the mean, in means; the worst layer's.
     ///
-    /// **Source**: Wang et al. 2024, arXiv 2408.15664, eq. 4 (MaxVio).
+    /// **Source**: Wang et al. 2024, arXiv 2408.15664 (MaxVio).
     pub max_violation: f32,
     /// Experts without a token, over all layers.
     pub idle: usize,
@@ -46,7 +46,7 @@ impl Loads {
 
     /// Moves the biases towards equal loads, their mean staying as it is.
     ///
-    /// **Source**: arXiv 2408.15664, algorithm 1; centred as in Ling 2.0 (arXiv 2510.22115).
+    /// **Source**: arXiv 2408.15664, algorithm 1; centred as in Ling 2.0.
     pub(crate) fn level(&self, weights: &mut Weights, rate: f32) {
         for (loads, layer) in self.0.iter().zip(&mut weights.layers) {
             let mean = loads.iter().sum::<usize>() as f32 / loads.len() as f32;
