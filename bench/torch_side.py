@@ -9,6 +9,7 @@ rounds. The last line is Artel's tokens a second divided by those of the fastest
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import tempfile
@@ -102,6 +103,16 @@ def variants(what, only):
                 yield name, dtype, compiled, experts
 
 
+def batched_memory(tokens):
+    """What is to say if the weights that `batched_mm` copies for each token do not fit, or None."""
+    each = 3 * MOE["moe_intermediate_size"] * SHAPE["hidden_size"] * 4
+    need = SHAPE["num_hidden_layers"] * tokens * MOE["num_experts_per_tok"] * each
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > free:
+        return f"copies weights for each token, {need / 1e9:.0f} GB of {free / 1e9:.0f} GB free"
+    return None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["dense", "moe"])
@@ -127,6 +138,9 @@ def compare(args, folder):
 
     sides = {}
     for name, dtype, compiled, experts in variants(args.what, args.only):
+        if experts == "batched_mm" and (missing := batched_memory(data[0].numel())):
+            print(f"{name}: does not run: {missing}", flush=True)
+            continue
         try:
             side = Torch(folder, name, dtype, compiled, experts)
             # Compiling happens in the first steps, which do not count.
