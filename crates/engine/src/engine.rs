@@ -58,9 +58,9 @@ impl Engine {
     ) -> Result<(), Error> {
         let pending = Pending { request: self.check(request)?, sink };
         let limits = self.0.shared.limits;
-        if pending.kv_tokens() > limits.kv_tokens {
-            let needed = pending.kv_tokens();
-            return Err(Error::KvLimit { needed, limit: limits.kv_tokens });
+        let (needed, limit) = (pending.kv_tokens(), limits.kv_tokens(self.model().config()));
+        if needed > limit {
+            return Err(Error::KvLimit { needed, limit });
         }
         let mut state = self.0.shared.lock();
         if state.closing {

@@ -1,4 +1,4 @@
-use model::ExpertSet;
+use model::{Config, ExpertSet, Page};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -20,6 +20,13 @@ pub struct Request {
     pub echo: bool,
     /// The experts this request may use; the router does not see the others.
     pub experts: ExpertSet,
+}
+
+impl Request {
+    /// Whether log-probabilities of the prompt's own tokens are wanted.
+    pub(crate) fn scores_prompt(&self) -> bool {
+        self.echo && self.logprobs.is_some()
+    }
 }
 
 /// How the next token is drawn from the logits.
@@ -134,6 +141,8 @@ pub struct Prompt {
     pub tokens: Vec<PromptToken>,
     /// `[experts]`: the gate weight of each expert, mean over layers and prompt tokens.
     pub gates: Vec<f32>,
+    /// Tokens whose keys and values were kept from an earlier prompt that began alike.
+    pub reused: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -195,21 +204,35 @@ pub struct Limits {
     pub running: usize,
     /// Requests that wait for a place in the batch; more are refused.
     pub queued: usize,
-    /// Tokens (prompt + `max_tokens`) of all running sequences, for which keys and values are kept.
-    pub kv_tokens: usize,
+    /// Memory for keys and values. A request waits until there is room for its prompt and
+    /// `max_tokens`; what is left keeps prompts that were read.
+    pub kv_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { running: 16, queued: 256, kv_tokens: 65_536 }
+        Limits { running: 64, queued: 256, kv_bytes: 2 << 30 }
     }
 }
 
-/// What runs and waits now.
+impl Limits {
+    /// Tokens for whose keys and values there is room.
+    pub fn kv_tokens(&self, config: &Config) -> usize {
+        self.kv_bytes / Page::bytes(config) * Page::TOKENS
+    }
+}
+
+/// What runs and waits now, and what was done since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     pub running: usize,
     pub queued: usize,
-    /// Tokens set aside for the running sequences.
-    pub kv_tokens: usize,
+    /// Memory for keys and values that is set aside for running requests.
+    pub running_bytes: usize,
+    /// Memory of prompts that were read, for those that begin alike.
+    pub prefix_bytes: usize,
+    /// Prompt tokens that were read, and those that did not need to be.
+    pub read_tokens: u64,
+    pub reused_tokens: u64,
+    pub written_tokens: u64,
 }
