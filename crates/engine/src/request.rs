@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 
 /// What to generate.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -18,6 +18,8 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Report the prompt's tokens too; with their log-probabilities if `logprobs` is set.
     pub echo: bool,
+    /// Report the mean of the prompt's hidden rows.
+    pub embed: bool,
     /// The experts this request may use; the router does not see the others.
     pub experts: ExpertSet,
 }
@@ -26,6 +28,11 @@ impl Request {
     /// Whether log-probabilities of the prompt's own tokens are wanted.
     pub(crate) fn scores_prompt(&self) -> bool {
         self.echo && self.logprobs.is_some()
+    }
+
+    /// Whether all of the prompt's hidden rows are needed.
+    pub(crate) fn needs_rows(&self) -> bool {
+        self.scores_prompt() || self.embed
     }
 }
 
@@ -143,6 +150,8 @@ pub struct Prompt {
     pub gates: Vec<f32>,
     /// Tokens whose keys and values were kept from an earlier prompt that began alike.
     pub reused: usize,
+    /// `[hidden]`: the mean of the hidden rows behind the final norm; empty unless asked for.
+    pub mean_hidden: Vec<f32>,
 }
 
 #[derive(Clone, Debug)]
@@ -171,8 +180,10 @@ pub struct Token {
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended its answer, or a stop string came up.
+    /// The model ended its answer.
     Stop,
+    /// This one of the request's stop strings came up.
+    StopString(usize),
     /// `max_tokens` or the context's end was reached.
     Length,
 }

@@ -1,10 +1,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use kernel::logits::log_sum_exp;
 use model::{Decoder, ExpertSet, KvCache, Model, Page};
 
 use crate::ledger::{Account, Ledger};
-use crate::logprobs::{log_sum_exp, top};
+use crate::logprobs::top;
 use crate::prefixes::ReadPage;
 use crate::sampler::Sampler;
 use crate::text::{Released, TextStream};
@@ -28,8 +29,7 @@ impl Pending {
     /// the bits to be those of a prompt read alone.
     pub(crate) fn reusable(&self) -> &[u32] {
         let prompt = &self.request.prompt;
-        // Scores of the prompt need all of its rows.
-        let most = if self.request.scores_prompt() { 0 } else { prompt.len() };
+        let most = if self.request.needs_rows() { 0 } else { prompt.len() };
         &prompt[..most.saturating_sub(Decoder::LEAST_CUT)]
     }
 
@@ -173,15 +173,25 @@ impl Sequence {
         &request.prompt[self.read + 1..end]
     }
 
-    /// Takes in a part of the prompt: gates `[tokens, experts]`, and the scores of its targets.
+    /// Takes in a part of the prompt: rows `[tokens, hidden]`, gates `[tokens, experts]`, and the
+    /// scores of its targets.
     pub(crate) fn take_prompt(
         &mut self,
-        count: usize,
+        rows: &[f32],
         gates: &[f32],
+        count: usize,
         scores: Vec<PromptToken>,
         ledger: &mut Ledger,
     ) {
         self.prompt.tokens.extend(scores);
+        if self.pending.request.embed {
+            let width = rows.len() / count;
+            self.prompt.mean_hidden.resize(width, 0.0);
+            for row in rows.chunks_exact(width) {
+                let sums = self.prompt.mean_hidden.iter_mut().zip(row);
+                sums.for_each(|(sum, value)| *sum += value);
+            }
+        }
         let experts = self.page_gates.len();
         let known = self.pages.len();
         for token in 0..count {
@@ -213,6 +223,7 @@ impl Sequence {
         for gates in pages.chain([self.page_gates.as_slice()]) {
             sums.iter_mut().zip(gates).for_each(|(sum, gate)| *sum += gate);
         }
+        prompt.mean_hidden.iter_mut().for_each(|sum| *sum /= self.read as f32);
         prompt.gates = sums.iter().map(|sum| sum / self.read as f32).collect();
         self.send(Event::Prompt(prompt));
         if self.pending.request.max_tokens == 0 {
@@ -248,14 +259,14 @@ impl Sequence {
         let special = model.tokenizer.is_special(id);
         let bytes = if special { Vec::new() } else { model.tokenizer.token_bytes(id) };
         let (text, stopped) = match self.text.push(&bytes) {
-            Released::Text(text) => (text, false),
-            Released::Stopped(text) => (text, true),
+            Released::Text(text) => (text, None),
+            Released::Stopped(text, index) => (text, Some(index)),
         };
         self.send(Event::Token(Token { id, text, logprob, top, gates: gates.to_vec() }));
-        if stopped {
+        if let Some(index) = stopped {
             // What follows the stop string is no text of the answer.
             self.text = TextStream::new(Vec::new());
-            self.finish(Finish::Stop);
+            self.finish(Finish::StopString(index));
         } else if self.generated >= self.pending.request.max_tokens {
             self.finish(Finish::Length);
         }
@@ -269,7 +280,7 @@ impl Sequence {
         let stream = std::mem::replace(&mut self.text, TextStream::new(Vec::new()));
         let (text, reason) = match stream.finish() {
             Released::Text(text) => (text, reason),
-            Released::Stopped(text) => (text, Finish::Stop),
+            Released::Stopped(text, index) => (text, Finish::StopString(index)),
         };
         let prompt_tokens = self.pending.request.prompt.len();
         let completion_tokens = self.generated;

@@ -3,10 +3,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kernel::Pool;
+use kernel::logits::log_sum_exp;
 use model::{Decoder, Hidden, Input, Model, Page};
 
 use crate::ledger::Ledger;
-use crate::logprobs::{for_each_row, log_sum_exp, on_pool, top};
+use crate::logprobs::{for_each_row, on_pool, top};
 use crate::sequence::{Pending, Sequence};
 use crate::{Event, Limits, Load, PromptToken};
 
@@ -216,7 +217,7 @@ fn read_prompts<'a>(
         first = end;
         if sequence.is_reading() {
             let scores = score_prompt(model, pool, sequence, tokens.len(), rows);
-            sequence.take_prompt(tokens.len(), gates, scores, ledger);
+            sequence.take_prompt(rows, gates, tokens.len(), scores, ledger);
         }
         if sequence.draws() {
             let row = &rows[rows.len() - width..];
@@ -287,10 +288,7 @@ mod tests {
                 prompt: vec![1; prompt],
                 max_tokens: 1,
                 sampling: Sampling::greedy(),
-                stop: Vec::new(),
-                logprobs: None,
-                echo: false,
-                experts: ExpertSet::NONE,
+                ..Request::default()
             };
             let (account, pages) = self.ledger.open(ExpertSet::NONE, &[], prompt + 1).unwrap();
             let pending = Pending { request, sink: Box::new(sink) };

@@ -21,10 +21,7 @@ fn request(prompt: &str) -> Request {
         prompt: tiny::model().tokenizer.encode(prompt).unwrap(),
         max_tokens: 24,
         sampling: Sampling::greedy(),
-        stop: Vec::new(),
-        logprobs: None,
-        echo: false,
-        experts: ExpertSet::NONE,
+        ..Request::default()
     }
 }
 
@@ -243,7 +240,7 @@ fn stop_strings_end_the_text() {
         .generate(Request { stop: vec!["never".into(), stop.clone()], ..request("the pump") });
     let stopped = stopped.unwrap();
     assert_eq!(stopped.text, expected);
-    assert_eq!(stopped.reason, Finish::Stop);
+    assert_eq!(stopped.reason, Finish::StopString(1));
     assert!(stopped.completion_tokens < whole.completion_tokens);
 }
 
