@@ -120,10 +120,12 @@ impl Sampling {
     }
 }
 
-/// What the engine tells of a request, in this order: `Prefill` before each part of the prompt,
-/// one `Prompt`, a `Token` each, and one `Done` or `Failed`.
+/// What the engine tells of a request, in this order: perhaps `Waiting`, `Prefill` before each part
+/// of the prompt, one `Prompt`, a `Token` each, and one `Done` or `Failed`.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// There is no room yet. Asks whether the answer is still wanted.
+    Waiting,
     /// `done` of `total` prompt tokens have been read.
     Prefill {
         done: usize,

@@ -33,6 +33,11 @@ impl Pending {
         &prompt[..most.saturating_sub(Decoder::LEAST_CUT)]
     }
 
+    /// Whether the receiver still waits for an answer.
+    pub(crate) fn is_wanted(&mut self) -> bool {
+        self.send(Event::Waiting) == Flow::Continue
+    }
+
     /// A receiver that panics wants no more events; the others in the batch go on.
     pub(crate) fn send(&mut self, event: Event) -> Flow {
         catch_unwind(AssertUnwindSafe(|| (self.sink)(event))).unwrap_or(Flow::Stop)

@@ -87,22 +87,31 @@ impl Batch {
             if state.closing {
                 return false;
             }
-            // In order of arrival: a large request is not overtaken for ever by small ones.
-            while let Some(first) = state.queue.front()
-                && self.running.len() < shared.limits.running
-                && let Some((account, pages)) =
-                    self.ledger.open(first.request.experts, first.reusable(), first.kv_tokens())
-            {
-                let pending = state.queue.pop_front().expect("the queue has a front");
-                self.load.reused_tokens += (pages.len() * Page::TOKENS) as u64;
-                let sequence = Sequence::new(pending, &shared.model, account, pages, self.steps);
-                self.running.push(sequence);
-            }
+            self.admit_queued(&mut state, shared);
             self.report(&mut state);
             if !self.running.is_empty() {
                 return true;
             }
             state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// In order of arrival: a large request is not overtaken for ever by small ones.
+    fn admit_queued(&mut self, state: &mut State, shared: &Shared) {
+        while let Some(first) = state.queue.front_mut() {
+            let (experts, tokens) = (first.request.experts, first.kv_tokens());
+            let room = match self.running.len() < shared.limits.running {
+                true => self.ledger.open(experts, first.reusable(), tokens),
+                false => None,
+            };
+            if room.is_none() && first.is_wanted() {
+                return;
+            }
+            let pending = state.queue.pop_front().expect("the queue has a front");
+            let Some((account, pages)) = room else { continue };
+            self.load.reused_tokens += (pages.len() * Page::TOKENS) as u64;
+            let sequence = Sequence::new(pending, &shared.model, account, pages, self.steps);
+            self.running.push(sequence);
         }
     }
 

@@ -358,6 +358,35 @@ fn a_full_queue_refuses() {
 }
 
 #[test]
+fn those_who_left_while_they_waited_hold_up_nobody() {
+    let page = model::Page::bytes(tiny::model().config());
+    let engine = start(Limits { queued: 2, kv_bytes: 20 * page, ..Limits::default() });
+    let (release, released) = mpsc::channel::<()>();
+    let (running, started) = mpsc::channel();
+    let hold = move |event| {
+        if let Event::Prefill { .. } = event {
+            let _ = running.send(());
+            let _ = released.recv();
+        }
+        Flow::Continue
+    };
+    let long = |tokens| Request { max_tokens: tokens, ..request("one") };
+    engine.submit(long(300), Box::new(hold)).unwrap();
+    started.recv().unwrap();
+    // Both have gone; the first would need more than there is beside the one that runs.
+    engine.submit(long(600), Box::new(|_| Flow::Stop)).unwrap();
+    engine.submit(long(1), Box::new(|_| Flow::Stop)).unwrap();
+    let (sender, events) = mpsc::channel();
+    let small = move |event| {
+        let _ = sender.send(matches!(event, Event::Done { .. }));
+        Flow::Continue
+    };
+    engine.submit(long(1), Box::new(small)).unwrap();
+    drop(release);
+    assert!(events.iter().any(|done| done), "the small request was held up");
+}
+
+#[test]
 fn a_cancelled_request_ends_and_others_go_on() {
     let engine = start(Limits::default());
     let (sender, events) = mpsc::channel();

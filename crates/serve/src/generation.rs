@@ -130,7 +130,7 @@ impl Running {
                 self.caller.visit.note_token();
             }
             Event::Done { .. } => self.unfinished -= 1,
-            Event::Prefill { .. } | Event::Failed(_) => {}
+            Event::Waiting | Event::Prefill { .. } | Event::Failed(_) => {}
         }
     }
 }

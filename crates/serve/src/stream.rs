@@ -145,7 +145,7 @@ impl Streamed {
                     _ => completions::last_chunk(reply, index, choice, &rest),
                 })
             }
-            Event::Prefill { .. } | Event::Failed(_) => None,
+            Event::Waiting | Event::Prefill { .. } | Event::Failed(_) => None,
         };
         if let Some(chunk) = chunk {
             self.send(chunk);
