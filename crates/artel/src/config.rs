@@ -99,12 +99,25 @@ pub(crate) struct Eval {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Serve {
     pub listen: SocketAddr,
+    /// Memory for keys and values of running requests and kept prompts, in units of 2^20 bytes.
+    pub kv_mb: usize,
+    /// Requests that are answered at once; more wait.
+    pub running: usize,
+    /// A file that gets a line for each request, without prompts and answers.
+    pub audit_log: Option<PathBuf>,
     pub keys: Vec<Key>,
 }
 
 impl Default for Serve {
     fn default() -> Self {
-        Serve { listen: SocketAddr::from(([127, 0, 0, 1], 8080)), keys: Vec::new() }
+        let limits = engine::Limits::default();
+        Serve {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            kv_mb: limits.kv_bytes >> 20,
+            running: limits.running,
+            audit_log: None,
+            keys: Vec::new(),
+        }
     }
 }
 
@@ -117,6 +130,10 @@ pub(crate) struct Key {
     pub hash: String,
     /// The experts its requests may use.
     pub experts: Vec<String>,
+    /// Requests in a minute; no limit if none is given.
+    pub requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers in a minute.
+    pub tokens_per_minute: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -210,6 +227,8 @@ impl Config {
         for key in &raw.serve.keys {
             key.check(&departments)?;
         }
+        ensure!(raw.serve.running > 0, "serve.running is 0, it must be at least 1");
+        ensure!(raw.serve.kv_mb > 0, "serve.kv_mb is 0, it must be at least 1");
         let config = Config {
             root: root.into(),
             name,
@@ -314,6 +333,13 @@ impl Key {
             "serve.keys {:?}: hash must be 64 hexadecimal digits (`artel key new` prints it)",
             self.name
         );
+        for (name, limit) in [
+            ("requests_per_minute", self.requests_per_minute),
+            ("tokens_per_minute", self.tokens_per_minute),
+        ] {
+            let key = &self.name;
+            ensure!(limit != Some(0), "serve.keys {key:?}: {name} is 0, it must be at least 1");
+        }
         for expert in &self.experts {
             ensure!(
                 expert == "*" || departments.iter().any(|d| d.name == *expert),

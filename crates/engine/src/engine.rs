@@ -45,7 +45,7 @@ impl Engine {
         Load { queued: state.queue.len(), ..state.load }
     }
 
-    /// Queues a request. Its events go to `sink`, on the engine's thread, which must not block;
+    /// Queues a request. Its events go to `sink`, which must neither block nor call the engine;
     /// after `Done`, `Failed` or [`Flow::Stop`] the sink is dropped.
     ///
     /// # Errors
@@ -58,13 +58,17 @@ impl Engine {
     ) -> Result<(), Error> {
         let pending = Pending { request: self.check(request)?, sink };
         let limits = self.0.shared.limits;
-        if pending.kv_tokens() > limits.kv_tokens {
-            let needed = pending.kv_tokens();
-            return Err(Error::KvLimit { needed, limit: limits.kv_tokens });
+        let (needed, limit) = (pending.kv_tokens(), limits.kv_tokens(self.model().config()));
+        if needed > limit {
+            return Err(Error::KvLimit { needed, limit });
         }
         let mut state = self.0.shared.lock();
         if state.closing {
             return Err(Error::Stopped);
+        }
+        if state.queue.len() >= limits.queued {
+            // Those whose clients have left make room.
+            state.queue.retain_mut(Pending::is_wanted);
         }
         if state.queue.len() >= limits.queued {
             return Err(Error::QueueFull { limit: limits.queued });
@@ -89,7 +93,7 @@ impl Engine {
         let (mut text, mut tokens, mut prompt) = (String::new(), Vec::new(), Prompt::default());
         for event in events {
             match event {
-                Event::Prefill { .. } => {}
+                Event::Waiting | Event::Prefill { .. } => {}
                 Event::Prompt(read) => prompt = read,
                 Event::Token(token) => {
                     text.push_str(&token.text);

@@ -7,6 +7,9 @@
 mod engine;
 mod worker;
 
+mod ledger;
+mod prefixes;
+
 mod chat;
 mod request;
 mod sampler;
@@ -44,7 +47,7 @@ pub enum Error {
     EmptyStop,
     #[error(
         "the request needs room for {needed} tokens (prompt + max_tokens), \
-         the limit of all running requests is {limit}"
+         the memory for keys and values holds {limit}"
     )]
     KvLimit { needed: usize, limit: usize },
     #[error("{limit} requests are waiting already: try again later")]

@@ -1,20 +1,11 @@
 use std::sync::{Mutex, PoisonError};
 
 use kernel::Pool;
+use kernel::logits::log_sum_exp;
 use model::Decoder;
 
 /// Most bytes of logits held at once while scoring.
 const LOGITS_BYTES: usize = 64 << 20;
-
-/// log Σ exp(logits), nats; the sum is f64.
-pub(crate) fn log_sum_exp(logits: &[f32]) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if !max.is_finite() {
-        return max;
-    }
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-    (f64::from(max) + sum.ln()) as f32
-}
 
 /// The `count` likeliest tokens with their log-probabilities, likeliest first, ties by id.
 pub(crate) fn top(logits: &[f32], normaliser: f32, count: usize) -> Vec<(u32, f32)> {
@@ -96,13 +87,6 @@ pub(crate) fn on_pool<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn normaliser_is_stable_for_large_logits() {
-        let shifted = log_sum_exp(&[1000.0, 1000.0]);
-        assert!((shifted - (1000.0 + 2f32.ln())).abs() < 1e-4);
-        assert!((log_sum_exp(&[-1000.0, -1001.0]) - (-1000.0 + 0.313_261_7)).abs() < 1e-4);
-    }
 
     #[test]
     fn top_orders_by_likelihood_then_id() {

@@ -1,10 +1,10 @@
-use model::ExpertSet;
+use model::{Config, ExpertSet, Page};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
 /// What to generate.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -18,8 +18,22 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Report the prompt's tokens too; with their log-probabilities if `logprobs` is set.
     pub echo: bool,
+    /// Report the mean of the prompt's hidden rows.
+    pub embed: bool,
     /// The experts this request may use; the router does not see the others.
     pub experts: ExpertSet,
+}
+
+impl Request {
+    /// Whether log-probabilities of the prompt's own tokens are wanted.
+    pub(crate) fn scores_prompt(&self) -> bool {
+        self.echo && self.logprobs.is_some()
+    }
+
+    /// Whether all of the prompt's hidden rows are needed.
+    pub(crate) fn needs_rows(&self) -> bool {
+        self.scores_prompt() || self.embed
+    }
 }
 
 /// How the next token is drawn from the logits.
@@ -106,10 +120,12 @@ impl Sampling {
     }
 }
 
-/// What the engine tells of a request, in this order: `Prefill` before each part of the prompt,
-/// one `Prompt`, a `Token` each, and one `Done` or `Failed`.
+/// What the engine tells of a request, in this order: perhaps `Waiting`, `Prefill` before each part
+/// of the prompt, one `Prompt`, a `Token` each, and one `Done` or `Failed`.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// There is no room yet. Asks whether the answer is still wanted.
+    Waiting,
     /// `done` of `total` prompt tokens have been read.
     Prefill {
         done: usize,
@@ -134,6 +150,10 @@ pub struct Prompt {
     pub tokens: Vec<PromptToken>,
     /// `[experts]`: the gate weight of each expert, mean over layers and prompt tokens.
     pub gates: Vec<f32>,
+    /// Tokens whose keys and values were kept from an earlier prompt that began alike.
+    pub reused: usize,
+    /// `[hidden]`: the mean of the hidden rows behind the final norm; empty unless asked for.
+    pub mean_hidden: Vec<f32>,
 }
 
 #[derive(Clone, Debug)]
@@ -162,8 +182,10 @@ pub struct Token {
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended its answer, or a stop string came up.
+    /// The model ended its answer.
     Stop,
+    /// This one of the request's stop strings came up.
+    StopString(usize),
     /// `max_tokens` or the context's end was reached.
     Length,
 }
@@ -195,21 +217,35 @@ pub struct Limits {
     pub running: usize,
     /// Requests that wait for a place in the batch; more are refused.
     pub queued: usize,
-    /// Tokens (prompt + `max_tokens`) of all running sequences, for which keys and values are kept.
-    pub kv_tokens: usize,
+    /// Memory for keys and values. A request waits until there is room for its prompt and
+    /// `max_tokens`; what is left keeps prompts that were read.
+    pub kv_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { running: 16, queued: 256, kv_tokens: 65_536 }
+        Limits { running: 64, queued: 256, kv_bytes: 2 << 30 }
     }
 }
 
-/// What runs and waits now.
+impl Limits {
+    /// Tokens for whose keys and values there is room.
+    pub fn kv_tokens(&self, config: &Config) -> usize {
+        self.kv_bytes / Page::bytes(config) * Page::TOKENS
+    }
+}
+
+/// What runs and waits now, and what was done since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     pub running: usize,
     pub queued: usize,
-    /// Tokens set aside for the running sequences.
-    pub kv_tokens: usize,
+    /// Memory for keys and values that is set aside for running requests.
+    pub running_bytes: usize,
+    /// Memory of prompts that were read, for those that begin alike.
+    pub prefix_bytes: usize,
+    /// Prompt tokens that were read, and those that did not need to be.
+    pub read_tokens: u64,
+    pub reused_tokens: u64,
+    pub written_tokens: u64,
 }

@@ -1,6 +1,8 @@
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
+use kernel::logits::largest;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -33,7 +35,8 @@ impl Sampler {
     /// The next token under `logits` `[vocab]`; none where they are not numbers.
     pub(crate) fn draw(&mut self, logits: &[f32]) -> Option<u32> {
         let logits = self.adjusted(logits);
-        let (likeliest, max) = likeliest(&logits)?;
+        let (likeliest, max) = largest(&logits)?;
+        let likeliest = likeliest as u32;
         let token = if self.sampling.temperature == 0.0 {
             likeliest
         } else {
@@ -45,10 +48,18 @@ impl Sampler {
         Some(token)
     }
 
-    fn adjusted(&self, logits: &[f32]) -> Vec<f32> {
-        let mut logits = logits.to_vec();
+    /// The logits after penalties and biases.
+    fn adjusted<'a>(&self, logits: &'a [f32]) -> Cow<'a, [f32]> {
         let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } =
             self.sampling;
+        let as_they_are = repetition_penalty == 1.0
+            && frequency_penalty == 0.0
+            && presence_penalty == 0.0
+            && self.sampling.logit_bias.is_empty();
+        if as_they_are {
+            return Cow::Borrowed(logits);
+        }
+        let mut logits = logits.to_vec();
         if repetition_penalty != 1.0 {
             let new = self.generated.keys().filter(|token| !self.prompt.contains(token));
             for &token in self.prompt.iter().chain(new) {
@@ -68,7 +79,7 @@ impl Sampler {
         for &(token, bias) in &self.sampling.logit_bias {
             logits[token as usize] += bias;
         }
-        logits
+        Cow::Owned(logits)
     }
 
     /// The tokens among which to draw, after temperature, `top_k`, `top_p` and `min_p`.
@@ -94,20 +105,6 @@ impl Sampler {
 
 fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-}
-
-/// The token with the largest logit, the first of equals; none where a logit is not a number.
-fn likeliest(logits: &[f32]) -> Option<(u32, f32)> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (token, &logit) in (0u32..).zip(logits) {
-        if logit.is_nan() {
-            return None;
-        }
-        if logit > best.1 {
-            best = (token, logit);
-        }
-    }
-    best.1.is_finite().then_some(best)
 }
 
 fn total(candidates: &[Candidate]) -> f64 {

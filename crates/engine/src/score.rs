@@ -1,8 +1,9 @@
 use kernel::Pool;
+use kernel::logits::log_sum_exp;
 use model::{ExpertSet, Input, KvCache, Model};
 
 use crate::Error;
-use crate::logprobs::{divergence, for_each_row, log_sum_exp, on_pool, rows_at_once};
+use crate::logprobs::{divergence, for_each_row, on_pool, rows_at_once};
 
 /// Tokens given to the decoder at once, so that activations stay small.
 const CHUNK: usize = 512;

@@ -1,15 +1,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
-use model::{ExpertSet, KvCache, Model};
+use kernel::logits::log_sum_exp;
+use model::{Decoder, ExpertSet, KvCache, Model, Page};
 
-use crate::logprobs::{log_sum_exp, top};
+use crate::ledger::{Account, Ledger};
+use crate::logprobs::top;
+use crate::prefixes::ReadPage;
 use crate::sampler::Sampler;
 use crate::text::{Released, TextStream};
 use crate::{Event, Finish, Flow, Prompt, PromptToken, Request, Token};
-
-/// Prompt tokens of one sequence in one step. Always the same cuts, so that a prompt is computed
-/// in the same parts whatever else runs.
-pub(crate) const PREFILL: usize = 256;
 
 pub(crate) type Sink = Box<dyn FnMut(Event) -> Flow + Send>;
 
@@ -23,6 +23,19 @@ impl Pending {
     /// Tokens for which keys and values may be kept.
     pub(crate) fn kv_tokens(&self) -> usize {
         self.request.prompt.len() + self.request.max_tokens
+    }
+
+    /// The beginning of the prompt that may come from pages read before. Enough is left to read for
+    /// the bits to be those of a prompt read alone.
+    pub(crate) fn reusable(&self) -> &[u32] {
+        let prompt = &self.request.prompt;
+        let most = if self.request.needs_rows() { 0 } else { prompt.len() };
+        &prompt[..most.saturating_sub(Decoder::LEAST_CUT)]
+    }
+
+    /// Whether the receiver still waits for an answer.
+    pub(crate) fn is_wanted(&mut self) -> bool {
+        self.send(Event::Waiting) == Flow::Continue
     }
 
     /// A receiver that panics wants no more events; the others in the batch go on.
@@ -42,8 +55,15 @@ pub(crate) struct Drawn {
 pub(crate) struct Sequence {
     pub(crate) pending: Pending,
     pub(crate) cache: KvCache,
+    pub(crate) account: Account,
+    /// The step in which it last read a part of its prompt, or came.
+    pub(crate) read_at: u64,
     /// Prompt tokens already in the cache.
     read: usize,
+    /// The prompt's full pages in the cache.
+    pages: Vec<ReadPage>,
+    /// `[experts]`: gates, summed over the tokens that were read since the last full page.
+    page_gates: Vec<f32>,
     /// The last token drawn, not yet in the cache.
     next: Option<u32>,
     generated: usize,
@@ -54,17 +74,28 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    pub(crate) fn new(pending: Pending, model: &Model) -> Self {
+    /// With the pages that its prompt begins with, as far as they were read before.
+    pub(crate) fn new(
+        pending: Pending,
+        model: &Model,
+        account: Account,
+        pages: Vec<ReadPage>,
+        step: u64,
+    ) -> Self {
         let request = &pending.request;
         let experts = model.config().experts.as_ref().map_or(0, |experts| experts.names.len());
-        let mut prompt = Prompt { tokens: Vec::new(), gates: vec![0.0; experts] };
-        if request.echo && request.logprobs.is_some() {
+        let mut prompt = Prompt::default();
+        if request.scores_prompt() {
             let id = request.prompt[0];
             prompt.tokens.push(PromptToken { id, logprob: None, top: Vec::new() });
         }
-        Sequence {
+        let mut sequence = Sequence {
             cache: KvCache::new(model.config()),
+            account,
+            read_at: step,
             read: 0,
+            pages: Vec::new(),
+            page_gates: vec![0.0; experts],
             next: None,
             generated: 0,
             sampler: Sampler::new(request.sampling.clone(), &request.prompt),
@@ -72,22 +103,46 @@ impl Sequence {
             prompt,
             ended: false,
             pending,
-        }
+        };
+        sequence.take_pages(pages);
+        sequence
     }
 
     pub(crate) fn experts(&self) -> ExpertSet {
         self.pending.request.experts
     }
 
-    /// The tokens of the next step: the token drawn last, or the next part of the prompt.
-    pub(crate) fn step_tokens(&self) -> Vec<u32> {
+    /// The tokens of the next step: the token drawn last, or the next part of the prompt. That has
+    /// about `most` tokens, and may be none where more must be read at once.
+    pub(crate) fn step_tokens(&self, most: usize) -> Vec<u32> {
         match self.next {
             Some(token) => vec![token],
             None => {
-                let prompt = &self.pending.request.prompt;
-                prompt[self.read..].iter().take(PREFILL).copied().collect()
+                let rest = &self.pending.request.prompt[self.read..];
+                rest[..cut(rest.len(), most)].to_vec()
             }
         }
+    }
+
+    /// Prompt tokens that are still to be read.
+    pub(crate) fn unread(&self) -> usize {
+        self.pending.request.prompt.len() - self.read
+    }
+
+    /// Uses what other requests have read of the same prompt meanwhile; how many tokens.
+    pub(crate) fn catch_up(&mut self, ledger: &mut Ledger) -> usize {
+        let prompt = self.pending.reusable();
+        let pages = ledger.reuse(&mut self.account, prompt, self.pages.len());
+        let before = self.read;
+        self.take_pages(pages);
+        self.read - before
+    }
+
+    fn take_pages(&mut self, pages: Vec<ReadPage>) {
+        self.cache.append(pages.iter().map(|read| Arc::clone(&read.page)));
+        self.read += pages.len() * Page::TOKENS;
+        self.prompt.reused += pages.len() * Page::TOKENS;
+        self.pages.extend(pages);
     }
 
     pub(crate) fn is_reading(&self) -> bool {
@@ -116,27 +171,65 @@ impl Sequence {
     /// log-probabilities of the prompt are wanted. The last row of the prompt predicts none.
     pub(crate) fn prompt_targets(&self, count: usize) -> &[u32] {
         let request = &self.pending.request;
-        if !request.echo || request.logprobs.is_none() {
+        if !request.scores_prompt() {
             return &[];
         }
         let end = (self.read + count + 1).min(request.prompt.len());
         &request.prompt[self.read + 1..end]
     }
 
-    /// Takes in a part of the prompt: gates `[tokens, experts]`, and the scores of its targets.
-    pub(crate) fn take_prompt(&mut self, count: usize, gates: &[f32], scores: Vec<PromptToken>) {
+    /// Takes in a part of the prompt: rows `[tokens, hidden]`, gates `[tokens, experts]`, and the
+    /// scores of its targets.
+    pub(crate) fn take_prompt(
+        &mut self,
+        rows: &[f32],
+        gates: &[f32],
+        count: usize,
+        scores: Vec<PromptToken>,
+        ledger: &mut Ledger,
+    ) {
         self.prompt.tokens.extend(scores);
-        for row in gates.chunks_exact(self.prompt.gates.len().max(1)) {
-            for (sum, gate) in self.prompt.gates.iter_mut().zip(row) {
-                *sum += gate;
+        if self.pending.request.embed {
+            let width = rows.len() / count;
+            self.prompt.mean_hidden.resize(width, 0.0);
+            for row in rows.chunks_exact(width) {
+                let sums = self.prompt.mean_hidden.iter_mut().zip(row);
+                sums.for_each(|(sum, value)| *sum += value);
             }
         }
-        self.read += count;
-        if self.read < self.pending.request.prompt.len() {
-            return;
+        let experts = self.page_gates.len();
+        let known = self.pages.len();
+        for token in 0..count {
+            let row = &gates[token * experts..(token + 1) * experts];
+            self.page_gates.iter_mut().zip(row).for_each(|(sum, gate)| *sum += gate);
+            self.read += 1;
+            if self.read.is_multiple_of(Page::TOKENS) {
+                let page = Arc::clone(&self.cache.pages()[self.pages.len()]);
+                let gates = self.page_gates.as_slice().into();
+                self.pages.push(ReadPage { page, gates });
+                self.page_gates.fill(0.0);
+            }
         }
+        let new = self.pages.len() - known;
+        ledger.keep(&mut self.account, &self.pending.request.prompt, &mut self.pages, new);
+        for index in known..self.pages.len() {
+            self.cache.share(index, Arc::clone(&self.pages[index].page));
+        }
+        if self.read == self.pending.request.prompt.len() {
+            self.end_prompt();
+        }
+    }
+
+    fn end_prompt(&mut self) {
         let mut prompt = std::mem::take(&mut self.prompt);
-        prompt.gates.iter_mut().for_each(|sum| *sum /= self.read as f32);
+        // Page by page, so that the sum is the same where pages were read by another request.
+        let mut sums = vec![0.0; self.page_gates.len()];
+        let pages = self.pages.iter().map(|read| &*read.gates);
+        for gates in pages.chain([self.page_gates.as_slice()]) {
+            sums.iter_mut().zip(gates).for_each(|(sum, gate)| *sum += gate);
+        }
+        prompt.mean_hidden.iter_mut().for_each(|sum| *sum /= self.read as f32);
+        prompt.gates = sums.iter().map(|sum| sum / self.read as f32).collect();
         self.send(Event::Prompt(prompt));
         if self.pending.request.max_tokens == 0 {
             self.finish(Finish::Length);
@@ -171,14 +264,14 @@ impl Sequence {
         let special = model.tokenizer.is_special(id);
         let bytes = if special { Vec::new() } else { model.tokenizer.token_bytes(id) };
         let (text, stopped) = match self.text.push(&bytes) {
-            Released::Text(text) => (text, false),
-            Released::Stopped(text) => (text, true),
+            Released::Text(text) => (text, None),
+            Released::Stopped(text, index) => (text, Some(index)),
         };
         self.send(Event::Token(Token { id, text, logprob, top, gates: gates.to_vec() }));
-        if stopped {
+        if let Some(index) = stopped {
             // What follows the stop string is no text of the answer.
             self.text = TextStream::new(Vec::new());
-            self.finish(Finish::Stop);
+            self.finish(Finish::StopString(index));
         } else if self.generated >= self.pending.request.max_tokens {
             self.finish(Finish::Length);
         }
@@ -192,7 +285,7 @@ impl Sequence {
         let stream = std::mem::replace(&mut self.text, TextStream::new(Vec::new()));
         let (text, reason) = match stream.finish() {
             Released::Text(text) => (text, reason),
-            Released::Stopped(text) => (text, Finish::Stop),
+            Released::Stopped(text, index) => (text, Finish::StopString(index)),
         };
         let prompt_tokens = self.pending.request.prompt.len();
         let completion_tokens = self.generated;
@@ -204,6 +297,44 @@ impl Sequence {
         if !self.ended {
             self.send(Event::Failed(problem.to_owned()));
             self.ended = true;
+        }
+    }
+}
+
+/// How many of the `rest` tokens of a prompt to read when about `most` may be: whole pages, or all
+/// that is left. Neither this part nor the next one is shorter than [`Decoder::LEAST_CUT`], so how a
+/// prompt is cut does not change what comes out.
+fn cut(rest: usize, most: usize) -> usize {
+    let pages = most / Page::TOKENS * Page::TOKENS;
+    match rest {
+        _ if rest <= most || most == 0 => rest.min(most),
+        _ if rest - pages >= Decoder::LEAST_CUT => pages,
+        _ if pages == 0 => 0,
+        // What is left is too short to stand alone.
+        _ if pages > Page::TOKENS => pages - Page::TOKENS,
+        _ => rest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_are_pages_and_never_too_short() {
+        for (rest, most, expected) in [
+            (10, 512, 10),
+            (512, 512, 512),
+            (600, 512, 512),
+            (514, 512, 480),
+            (517, 512, 512),
+            (1000, 130, 128),
+            (34, 33, 34),
+            (40, 20, 0),
+            (3, 2, 0),
+            (600, 0, 0),
+        ] {
+            assert_eq!(cut(rest, most), expected, "{rest} with room for {most}");
         }
     }
 }

@@ -37,10 +37,8 @@ impl Teacher {
                     prompt: chat_prompt(engine.model(), messages)?,
                     max_tokens,
                     sampling,
-                    stop: Vec::new(),
-                    logprobs: None,
-                    echo: false,
                     experts: ExpertSet::all(experts.map_or(0, |experts| experts.names.len())),
+                    ..Request::default()
                 };
                 Ok(engine.generate(request)?.text)
             }

@@ -13,8 +13,8 @@ pub(crate) struct TextStream {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Released {
     Text(String),
-    /// A stop string follows the text: nothing more comes.
-    Stopped(String),
+    /// The stop string with this index follows the text: nothing more comes.
+    Stopped(String, usize),
 }
 
 impl TextStream {
@@ -36,15 +36,16 @@ impl TextStream {
         self.withheld.push_str(&String::from_utf8_lossy(&rest));
         match self.release() {
             Released::Text(text) => Released::Text(text + &self.withheld),
-            stopped @ Released::Stopped(_) => stopped,
+            stopped @ Released::Stopped(..) => stopped,
         }
     }
 
     fn release(&mut self) -> Released {
-        let first = self.stop.iter().filter_map(|stop| self.withheld.find(stop.as_str())).min();
-        if let Some(first) = first {
+        let places = self.stop.iter().enumerate();
+        let places = places.filter_map(|(i, stop)| Some((self.withheld.find(stop.as_str())?, i)));
+        if let Some((first, index)) = places.min() {
             self.withheld.truncate(first);
-            return Released::Stopped(std::mem::take(&mut self.withheld));
+            return Released::Stopped(std::mem::take(&mut self.withheld), index);
         }
         let keep = self.stop.iter().map(|stop| begun(&self.withheld, stop)).max().unwrap_or(0);
         let kept = self.withheld.split_off(self.withheld.len() - keep);
@@ -79,15 +80,16 @@ mod tests {
 
     use super::*;
 
-    /// What is released after each part, and at the end; `|` marks the stop.
+    /// What is released after each part, and at the end; `|` marks the stop, one more for each stop
+    /// string before the one that came up.
     fn check(stop: &[&str], parts: &[&[u8]], expected: &[&str]) {
         let mut stream = TextStream::new(stop.iter().map(|stop| stop.to_string()).collect());
         let mut released = Vec::new();
         for part in parts {
             match stream.push(part) {
                 Released::Text(text) => released.push(text),
-                Released::Stopped(text) => {
-                    released.push(text + "|");
+                Released::Stopped(text, index) => {
+                    released.push(text + "|" + &"|".repeat(index));
                     assert_eq!(released, expected);
                     return;
                 }
@@ -95,7 +97,7 @@ mod tests {
         }
         match stream.finish() {
             Released::Text(text) => released.push(text),
-            Released::Stopped(text) => released.push(text + "|"),
+            Released::Stopped(text, index) => released.push(text + "|" + &"|".repeat(index)),
         }
         assert_eq!(released, expected);
     }
@@ -106,9 +108,9 @@ mod tests {
         check(&["\n\n"], &[b"one\n", b"two"], &["one", "\ntwo", ""]);
         check(&["END"], &[b"the E", b"N", b"D."], &["the ", "", "|"]);
         check(&["END"], &[b"the E", b"N"], &["the ", "", "EN"]);
-        check(&["abc", "b"], &[b"xa", b"b"], &["x", "a|"]);
+        check(&["abc", "b"], &[b"xa", b"b"], &["x", "a||"]);
         check(&["aab"], &[b"aa", b"ab"], &["", "a|"]);
-        check(&["b", "ab"], &[b"ab"], &["|"]);
+        check(&["b", "ab"], &[b"ab"], &["||"]);
         check(&[], &[b"all", b" of it"], &["all", " of it", ""]);
     }
 
@@ -135,7 +137,7 @@ mod tests {
                 rest = later;
                 match stream.push(part) {
                     Released::Text(text) => released += &text,
-                    Released::Stopped(text) => {
+                    Released::Stopped(text, _) => {
                         released += &text;
                         stopped = true;
                         break;
@@ -144,7 +146,7 @@ mod tests {
             }
             if !stopped {
                 match stream.finish() {
-                    Released::Text(text) | Released::Stopped(text) => released += &text,
+                    Released::Text(text) | Released::Stopped(text, _) => released += &text,
                 }
             }
             let expected = text.split(stop.as_str()).next().unwrap_or_default();

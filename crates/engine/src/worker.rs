@@ -3,11 +3,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kernel::Pool;
-use model::{Hidden, Input, Model};
+use kernel::logits::log_sum_exp;
+use model::{Decoder, Hidden, Input, Model, Page};
 
-use crate::logprobs::{for_each_row, log_sum_exp, on_pool, top};
-use crate::sequence::{PREFILL, Pending, Sequence};
+use crate::ledger::Ledger;
+use crate::logprobs::{for_each_row, on_pool, top};
+use crate::sequence::{Pending, Sequence};
 use crate::{Event, Limits, Load, PromptToken};
+
+/// Prompt tokens of a step while others wait for their next token: what they wait for it.
+const READ_BESIDE: usize = 128;
+/// Prompt tokens of a step while all read.
+const READ_ALONE: usize = 512;
 
 /// What the handle and the worker thread share.
 pub(crate) struct Shared {
@@ -33,69 +40,111 @@ impl Shared {
 
 /// Runs until the engine is closed: steps all sequences, admits new ones between steps.
 pub(crate) fn work(shared: &Shared, pool: &Pool) {
-    let mut running: Vec<Sequence> = Vec::new();
-    while let Some(admitted) = wait(shared, &running) {
-        running.extend(admitted.into_iter().map(|pending| Sequence::new(pending, &shared.model)));
-        guard(&mut running, |running| step(&shared.model, pool, running));
+    let config = shared.model.config();
+    let mut batch = Batch {
+        running: Vec::new(),
+        ledger: Ledger::new(shared.limits.kv_bytes / Page::bytes(config)),
+        page_bytes: Page::bytes(config),
+        steps: 0,
+        load: Load::default(),
+    };
+    while batch.admit(shared) {
+        guard(&mut batch, |batch| step(&shared.model, pool, batch));
     }
-    running.iter_mut().for_each(|sequence| sequence.fail("the engine was stopped"));
+    batch.running.iter_mut().for_each(|sequence| sequence.fail("the engine was stopped"));
     let queue = std::mem::take(&mut shared.lock().queue);
     for mut pending in queue {
         pending.send(Event::Failed("the engine was stopped".to_owned()));
     }
 }
 
+/// The sequences that run, and the memory they run in.
+struct Batch {
+    running: Vec<Sequence>,
+    ledger: Ledger,
+    page_bytes: usize,
+    /// Steps done.
+    steps: u64,
+    load: Load,
+}
+
 /// A step that panics fails its requests, but neither hangs them nor ends the engine.
-fn guard(running: &mut Vec<Sequence>, step: impl FnOnce(&mut Vec<Sequence>)) {
-    if catch_unwind(AssertUnwindSafe(|| step(running))).is_err() {
+fn guard(batch: &mut Batch, step: impl FnOnce(&mut Batch)) {
+    if catch_unwind(AssertUnwindSafe(|| step(batch))).is_err() {
         tracing::error!("a step of the engine panicked; its requests fail");
         // The caches may be half-written, so nothing of this batch can go on.
-        running.iter_mut().for_each(|sequence| sequence.fail("internal error in the engine"));
-        running.clear();
+        batch.running.iter_mut().for_each(|sequence| sequence.fail("internal error in the engine"));
+        batch.let_go();
     }
 }
 
-/// The requests to admit before the next step; waits while there is nothing to do. None when the
-/// engine closes.
-fn wait(shared: &Shared, running: &[Sequence]) -> Option<Vec<Pending>> {
-    let mut state = shared.lock();
-    loop {
-        if state.closing {
-            return None;
-        }
-        let mut count = running.len();
-        let mut kv_tokens: usize = running.iter().map(|s| s.pending.kv_tokens()).sum();
-        let mut admitted = Vec::new();
-        // In order of arrival: a large request is not overtaken for ever by small ones.
-        while let Some(first) = state.queue.front() {
-            let room = kv_tokens + first.kv_tokens() <= shared.limits.kv_tokens;
-            if !room || count >= shared.limits.running {
-                break;
+impl Batch {
+    /// Takes in the requests that find room, before the next step; waits while there is nothing to
+    /// do. False when the engine closes.
+    fn admit(&mut self, shared: &Shared) -> bool {
+        let mut state = shared.lock();
+        loop {
+            if state.closing {
+                return false;
             }
-            kv_tokens += first.kv_tokens();
-            count += 1;
-            admitted.extend(state.queue.pop_front());
+            self.admit_queued(&mut state, shared);
+            self.report(&mut state);
+            if !self.running.is_empty() {
+                return true;
+            }
+            state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.load = Load { running: count, queued: state.queue.len(), kv_tokens };
-        if count > 0 {
-            return Some(admitted);
+    }
+
+    /// In order of arrival: a large request is not overtaken for ever by small ones.
+    fn admit_queued(&mut self, state: &mut State, shared: &Shared) {
+        while let Some(first) = state.queue.front_mut() {
+            let (experts, tokens) = (first.request.experts, first.kv_tokens());
+            let room = match self.running.len() < shared.limits.running {
+                true => self.ledger.open(experts, first.reusable(), tokens),
+                false => None,
+            };
+            if room.is_none() && first.is_wanted() {
+                return;
+            }
+            let pending = state.queue.pop_front().expect("the queue has a front");
+            let Some((account, pages)) = room else { continue };
+            self.load.reused_tokens += (pages.len() * Page::TOKENS) as u64;
+            let sequence = Sequence::new(pending, &shared.model, account, pages, self.steps);
+            self.running.push(sequence);
         }
-        state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+
+    fn report(&mut self, state: &mut State) {
+        self.load.running = self.running.len();
+        self.load.queued = state.queue.len();
+        self.load.running_bytes = self.ledger.own() * self.page_bytes;
+        self.load.prefix_bytes = self.ledger.kept() * self.page_bytes;
+        state.load = self.load;
+    }
+
+    /// Removes the sequences that have ended.
+    fn let_go(&mut self) {
+        for sequence in self.running.extract_if(.., |sequence| sequence.ended()) {
+            self.ledger.close(sequence.account);
+        }
     }
 }
 
-/// One step of the batch: the next token of every sequence that generates, and up to [`PREFILL`]
-/// tokens of those that read their prompts.
-fn step(model: &Model, pool: &Pool, running: &mut Vec<Sequence>) {
-    for sequence in running.iter_mut().filter(|sequence| sequence.is_reading()) {
+/// One step of the batch: the next token of every sequence that writes, and parts of the prompts of
+/// those that read.
+fn step(model: &Model, pool: &Pool, batch: &mut Batch) {
+    batch.steps += 1;
+    for sequence in batch.running.iter_mut().filter(|sequence| sequence.is_reading()) {
         sequence.announce_prefill();
     }
-    running.retain(|sequence| !sequence.ended());
-    let mut batch = choose(running);
-    if batch.is_empty() {
+    batch.let_go();
+    let Batch { running, ledger, steps, load, .. } = &mut *batch;
+    let mut chosen = choose(running, ledger, *steps, load);
+    if chosen.is_empty() {
         return;
     }
-    let mut inputs: Vec<Input> = batch
+    let mut inputs: Vec<Input> = chosen
         .iter_mut()
         .map(|(sequence, tokens)| Input {
             tokens,
@@ -105,25 +154,49 @@ fn step(model: &Model, pool: &Pool, running: &mut Vec<Sequence>) {
         .collect();
     let hidden = model.decoder.forward(pool, &mut inputs);
     drop(inputs);
-    generate(model, pool, read_prompts(model, pool, batch, &hidden));
-    running.retain(|sequence| !sequence.ended());
+    let predicting = read_prompts(model, pool, chosen, &hidden, ledger);
+    load.written_tokens += predicting.len() as u64;
+    generate(model, pool, predicting);
+    batch.let_go();
 }
 
-/// The sequences of this step with their tokens. A sequence that reads takes the whole of its next
-/// part or waits for the next step; the first always reads, so none waits for ever.
-fn choose(running: &mut [Sequence]) -> Vec<(&mut Sequence, Vec<u32>)> {
-    let mut read = 0;
-    let chosen = running.iter_mut().filter_map(|sequence| {
-        let tokens = sequence.step_tokens();
-        if sequence.is_reading() {
-            if read > 0 && read + tokens.len() > PREFILL {
-                return None;
-            }
-            read += tokens.len();
-        }
-        Some((sequence, tokens))
+/// The sequences of this step with their tokens: all that write, and of those that read as many as
+/// there is room for.
+fn choose<'a>(
+    running: &'a mut [Sequence],
+    ledger: &mut Ledger,
+    step: u64,
+    load: &mut Load,
+) -> Vec<(&'a mut Sequence, Vec<u32>)> {
+    let (mut readers, writers): (Vec<&mut Sequence>, Vec<&mut Sequence>) =
+        running.iter_mut().partition(|sequence| sequence.is_reading());
+    let mut room = if writers.is_empty() { READ_ALONE } else { READ_BESIDE };
+    let mut chosen: Vec<_> = writers
+        .into_iter()
+        .map(|sequence| {
+            let tokens = sequence.step_tokens(1);
+            (sequence, tokens)
+        })
+        .collect();
+    // Short prompts first, but the longer a prompt waits the shorter it counts.
+    readers.sort_by_key(|sequence| {
+        let waited = (step - sequence.read_at) as usize * READ_BESIDE;
+        sequence.unread().saturating_sub(waited)
     });
-    chosen.collect()
+    for sequence in readers {
+        if room < Decoder::LEAST_CUT {
+            break;
+        }
+        load.reused_tokens += sequence.catch_up(ledger) as u64;
+        let tokens = sequence.step_tokens(room);
+        if !tokens.is_empty() {
+            room = room.saturating_sub(tokens.len());
+            load.read_tokens += tokens.len() as u64;
+            sequence.read_at = step;
+            chosen.push((sequence, tokens));
+        }
+    }
+    chosen
 }
 
 /// A sequence whose next token is to be drawn: from its hidden row `[hidden]`, with the gates
@@ -140,6 +213,7 @@ fn read_prompts<'a>(
     pool: &Pool,
     batch: Vec<(&'a mut Sequence, Vec<u32>)>,
     hidden: &'a Hidden,
+    ledger: &mut Ledger,
 ) -> Vec<Predicting<'a>> {
     let width = model.config().hidden;
     let experts = model.config().experts.as_ref().map_or(0, |experts| experts.names.len());
@@ -152,7 +226,7 @@ fn read_prompts<'a>(
         first = end;
         if sequence.is_reading() {
             let scores = score_prompt(model, pool, sequence, tokens.len(), rows);
-            sequence.take_prompt(tokens.len(), gates, scores);
+            sequence.take_prompt(rows, gates, tokens.len(), scores, ledger);
         }
         if sequence.draws() {
             let row = &rows[rows.len() - width..];
@@ -212,26 +286,67 @@ mod tests {
     use super::*;
     use crate::{Flow, Request, Sampling};
 
+    fn batch(ledger: Ledger) -> Batch {
+        let load = Load::default();
+        Batch { running: Vec::new(), ledger, page_bytes: 1, steps: 0, load }
+    }
+
+    impl Batch {
+        fn add(&mut self, prompt: usize, sink: impl FnMut(Event) -> Flow + Send + 'static) {
+            let request = Request {
+                prompt: vec![1; prompt],
+                max_tokens: 1,
+                sampling: Sampling::greedy(),
+                ..Request::default()
+            };
+            let (account, pages) = self.ledger.open(ExpertSet::NONE, &[], prompt + 1).unwrap();
+            let pending = Pending { request, sink: Box::new(sink) };
+            let sequence = Sequence::new(pending, &tiny::model(), account, pages, self.steps);
+            self.running.push(sequence);
+        }
+
+        /// Tokens of the sequences in the next step, 0 for those that wait.
+        fn shares(&mut self) -> Vec<usize> {
+            self.steps += 1;
+            let lengths: Vec<usize> =
+                self.running.iter().map(|s| s.pending.request.prompt.len()).collect();
+            let Batch { running, ledger, load, steps, .. } = self;
+            let mut shares = vec![0; lengths.len()];
+            for (sequence, tokens) in choose(running, ledger, *steps, load) {
+                let length = sequence.pending.request.prompt.len();
+                let index = lengths.iter().position(|&l| l == length).unwrap();
+                shares[index] = tokens.len();
+            }
+            shares
+        }
+    }
+
+    #[test]
+    fn a_long_prompt_holds_up_no_short_one_and_is_not_starved() {
+        let mut batch = batch(Ledger::new(1000));
+        batch.add(3000, |_| Flow::Continue);
+        assert_eq!(batch.shares(), [512]);
+        batch.add(40, |_| Flow::Continue);
+        // The short prompt is read first, and the rest of the step is the long one's.
+        assert_eq!(batch.shares(), [448, 40]);
+        // A prompt just longer than the room does not starve either, however many short ones come.
+        batch.running.truncate(1);
+        (0..6).for_each(|index| batch.add(500 + index, |_| Flow::Continue));
+        let read = (0..30).map(|_| batch.shares()[0]).position(|tokens| tokens > 0);
+        assert!(read.is_some_and(|steps| steps < 25), "{read:?}");
+    }
+
     #[test]
     fn a_step_that_panics_fails_its_requests() {
         let (sender, events) = mpsc::channel();
-        let request = Request {
-            prompt: vec![1],
-            max_tokens: 1,
-            sampling: Sampling::greedy(),
-            stop: Vec::new(),
-            logprobs: None,
-            echo: false,
-            experts: ExpertSet::NONE,
-        };
-        let sink = move |event| {
+        let mut batch = batch(Ledger::new(10));
+        batch.add(1, move |event| {
             sender.send(event).unwrap();
             Flow::Continue
-        };
-        let pending = Pending { request, sink: Box::new(sink) };
-        let mut running = vec![Sequence::new(pending, &tiny::model())];
-        guard(&mut running, |_| panic!("a broken step"));
-        assert!(running.is_empty());
+        });
+        guard(&mut batch, |_| panic!("a broken step"));
+        assert!(batch.running.is_empty());
+        assert_eq!(batch.ledger.own(), 0);
         let events: Vec<Event> = events.iter().collect();
         assert!(matches!(events.as_slice(), [Event::Failed(_)]), "{events:?}");
     }

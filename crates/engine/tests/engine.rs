@@ -21,10 +21,7 @@ fn request(prompt: &str) -> Request {
         prompt: tiny::model().tokenizer.encode(prompt).unwrap(),
         max_tokens: 24,
         sampling: Sampling::greedy(),
-        stop: Vec::new(),
-        logprobs: None,
-        echo: false,
-        experts: ExpertSet::NONE,
+        ..Request::default()
     }
 }
 
@@ -87,6 +84,130 @@ fn a_seed_gives_the_same_tokens_whatever_else_runs() {
     assert_ne!(ids(&alone), ids(&engine.generate(seeded).unwrap()));
 }
 
+/// All that a request may learn of, in bits.
+fn everything(completion: &Completion) -> (String, Vec<u32>) {
+    let floats = completion.prompt.gates.iter().copied().chain(
+        completion
+            .tokens
+            .iter()
+            .flat_map(|token| token.gates.iter().copied().chain([token.logprob])),
+    );
+    let ids = completion.tokens.iter().map(|token| token.id);
+    (completion.text.clone(), ids.chain(floats.map(f32::to_bits)).collect())
+}
+
+/// Requests of all permissions, whose prompts are of many lengths and often begin alike.
+fn mixed_requests() -> Vec<Request> {
+    let shared = "Before the pump is opened, the valve of the line is shut and locked. ".repeat(3);
+    let sets = [ExpertSet::NONE, ExpertSet::single(0), ExpertSet::single(1), ExpertSet::all(2)];
+    (0..24)
+        .map(|index| {
+            let own = "x".repeat(index * 5 % 43);
+            let prompt = match index % 3 {
+                0 => format!("{shared}{own}"),
+                1 => shared[..60 + index].to_owned(),
+                _ => format!("{own}{index}"),
+            };
+            let sampling = Sampling { seed: index as u64, ..Sampling::default() };
+            Request { sampling, experts: sets[index % 4], ..request(&prompt) }
+        })
+        .collect()
+}
+
+#[test]
+fn a_request_gets_the_same_bits_alone_and_among_others() {
+    let requests = mixed_requests();
+    // A fresh engine each: nothing is there to be reused.
+    let alone: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let completion = start(Limits::default()).generate(request.clone()).unwrap();
+            assert_eq!(completion.prompt.reused, 0);
+            everything(&completion)
+        })
+        .collect();
+    // Little memory, so that requests wait and prefixes are let go.
+    let kv_bytes = 40 * model::Page::bytes(tiny::model().config());
+    for limits in [Limits::default(), Limits { kv_bytes, ..Limits::default() }] {
+        let engine = start(limits);
+        let mut reused = 0;
+        for _ in 0..2 {
+            let threads: Vec<_> = requests
+                .iter()
+                .map(|request| {
+                    let (engine, request) = (engine.clone(), request.clone());
+                    std::thread::spawn(move || engine.generate(request).unwrap())
+                })
+                .collect();
+            for (thread, alone) in threads.into_iter().zip(&alone) {
+                let completion = thread.join().unwrap();
+                reused += completion.prompt.reused;
+                assert_eq!(everything(&completion), *alone);
+            }
+        }
+        assert!(reused > 0, "nothing was reused");
+    }
+}
+
+#[test]
+fn a_prefix_is_reused_by_those_with_the_same_experts_only() {
+    let engine = start(Limits::default());
+    let text = "The valve of the third line is shut before the pump is opened. ".repeat(2);
+    let reused = |prompt: &str, experts| {
+        let request = Request { max_tokens: 1, experts, ..request(prompt) };
+        engine.generate(request).unwrap().prompt.reused
+    };
+    assert_eq!(text.len(), 126);
+    assert_eq!(reused(&text, ExpertSet::single(0)), 0);
+    for other in [ExpertSet::NONE, ExpertSet::single(1), ExpertSet::all(2)] {
+        assert_eq!(reused(&text, other), 0, "{other:?}");
+    }
+    assert_eq!(reused(&text, ExpertSet::single(0)), 96);
+    // Only what is equal from the beginning, and at least five tokens are read.
+    assert_eq!(reused(&text[..70], ExpertSet::single(0)), 64);
+    assert_eq!(reused(&text[..68], ExpertSet::single(0)), 32);
+    assert_eq!(reused(&text[1..], ExpertSet::single(0)), 0);
+    assert_eq!(reused(&format!("{}?{}", &text[..40], &text[41..]), ExpertSet::single(0)), 32);
+    // Scores of the prompt are computed anew.
+    let scored = Request {
+        max_tokens: 0,
+        echo: true,
+        logprobs: Some(1),
+        experts: ExpertSet::single(0),
+        ..request(&text)
+    };
+    let scored = engine.generate(scored).unwrap();
+    assert_eq!((scored.prompt.reused, scored.prompt.tokens.len()), (0, 126));
+    assert_eq!(engine.load().reused_tokens, 96 + 64 + 32 + 32);
+}
+
+#[test]
+fn memory_stays_within_its_limit_and_comes_back() {
+    let page = model::Page::bytes(tiny::model().config());
+    let limits = Limits { kv_bytes: 10 * page, ..Limits::default() };
+    let engine = start(limits);
+    let threads: Vec<_> = (0..12)
+        .map(|index| {
+            let engine = engine.clone();
+            let prompt = format!("{index}{}", "abcdefghi ".repeat(1 + index % 7));
+            std::thread::spawn(move || {
+                engine.generate(request(&prompt)).unwrap();
+            })
+        })
+        .collect();
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        let load = engine.load();
+        assert!(load.running_bytes + load.prefix_bytes <= limits.kv_bytes, "{load:?}");
+    }
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    while engine.load().running > 0 {
+        std::thread::yield_now();
+    }
+    let load = engine.load();
+    assert_eq!(load.running_bytes, 0);
+    assert!(load.prefix_bytes > 0 && load.prefix_bytes <= limits.kv_bytes);
+}
+
 #[test]
 fn experts_apply_to_their_request_only() {
     let engine = start(Limits::default());
@@ -119,7 +240,7 @@ fn stop_strings_end_the_text() {
         .generate(Request { stop: vec!["never".into(), stop.clone()], ..request("the pump") });
     let stopped = stopped.unwrap();
     assert_eq!(stopped.text, expected);
-    assert_eq!(stopped.reason, Finish::Stop);
+    assert_eq!(stopped.reason, Finish::StopString(1));
     assert!(stopped.completion_tokens < whole.completion_tokens);
 }
 
@@ -168,7 +289,9 @@ fn the_context_ends_the_answer() {
 
 #[test]
 fn impossible_requests_are_refused() {
-    let engine = start(Limits { kv_tokens: 100, ..Limits::default() });
+    // Three pages of 32 tokens.
+    let kv_bytes = 3 * model::Page::bytes(tiny::model().config());
+    let engine = start(Limits { kv_bytes, ..Limits::default() });
     let refused = |request: Request| engine.generate(request).unwrap_err().to_string();
     let sampling = |change: fn(&mut Sampling)| {
         let mut request = request("x");
@@ -196,7 +319,7 @@ fn impossible_requests_are_refused() {
     the prompt has 700 tokens, the model's context holds 700, of which one is for the answer
     the prompt has 701 tokens, the model's context holds 700
     token 258 is outside the vocabulary of 258 tokens
-    the request needs room for 101 tokens (prompt + max_tokens), the limit of all running requests is 100
+    the request needs room for 101 tokens (prompt + max_tokens), the memory for keys and values holds 96
     a stop string is empty
     temperature is -1, allowed is 0 to 100
     temperature is NaN, allowed is 0 to 100
@@ -232,6 +355,35 @@ fn a_full_queue_refuses() {
         std::thread::yield_now();
     }
     engine.generate(request("four")).unwrap();
+}
+
+#[test]
+fn those_who_left_while_they_waited_hold_up_nobody() {
+    let page = model::Page::bytes(tiny::model().config());
+    let engine = start(Limits { queued: 2, kv_bytes: 20 * page, ..Limits::default() });
+    let (release, released) = mpsc::channel::<()>();
+    let (running, started) = mpsc::channel();
+    let hold = move |event| {
+        if let Event::Prefill { .. } = event {
+            let _ = running.send(());
+            let _ = released.recv();
+        }
+        Flow::Continue
+    };
+    let long = |tokens| Request { max_tokens: tokens, ..request("one") };
+    engine.submit(long(300), Box::new(hold)).unwrap();
+    started.recv().unwrap();
+    // Both have gone; the first would need more than there is beside the one that runs.
+    engine.submit(long(600), Box::new(|_| Flow::Stop)).unwrap();
+    engine.submit(long(1), Box::new(|_| Flow::Stop)).unwrap();
+    let (sender, events) = mpsc::channel();
+    let small = move |event| {
+        let _ = sender.send(matches!(event, Event::Done { .. }));
+        Flow::Continue
+    };
+    engine.submit(long(1), Box::new(small)).unwrap();
+    drop(release);
+    assert!(events.iter().any(|done| done), "the small request was held up");
 }
 
 #[test]

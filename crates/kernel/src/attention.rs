@@ -3,18 +3,23 @@
 //! **Source**: Vaswani et al. 2017, arXiv 1706.03762, eq. 1; the blockwise backward with the saved
 //! log-sum follows Dao 2023, arXiv 2307.08691, algorithm 2.
 
+mod pages;
+
 use std::ops::Range;
 
 use crate::Precision;
 use crate::cpu::multiversion;
 use crate::gemm::{Left, Output, Packed, matmul, matmul_part};
-use crate::ops::{dot, exp, lane_sum};
+use crate::ops::{exp, lane_sum};
 use crate::pool::{Pool, SendPtr};
+
+pub use pages::Pages;
 
 /// Query rows handled together: their scores against a thousand keys stay in the L2 cache.
 const BLOCK: usize = 64;
-/// With fewer query rows than this, packing keys costs more than it saves.
-const FEW_ROWS: usize = 5;
+/// With fewer query rows than this, packing keys costs more than it saves. Their sums are added in
+/// another order.
+pub const FEW_ROWS: usize = 5;
 
 /// Columns of values whose sums fit the registers, with room for those of wider instruction sets.
 const STRIP: usize = 64;
@@ -73,23 +78,57 @@ impl<'a> Rows<'a> {
 pub struct Sequence<'a> {
     /// The batch's rows that are this sequence's queries.
     pub queries: Range<usize>,
-    /// Keys and values `[kv_len, …]` by row, of which `kv` rows belong to the sequence.
-    pub keys: Rows<'a>,
-    pub values: Rows<'a>,
-    pub kv: Range<usize>,
+    pub keys_values: KeysValues<'a>,
     /// Keys that a query sees, the newest ones, its own being the last; all if none is given.
     pub window: Option<usize>,
 }
 
+/// Where a sequence's keys and values stand.
+#[derive(Clone, Copy)]
+pub enum KeysValues<'a> {
+    /// In the batch's rows that are the sequence's queries, too.
+    Rows {
+        keys: Rows<'a>,
+        values: Rows<'a>,
+    },
+    Pages(Pages<'a>),
+}
+
 impl Sequence<'_> {
+    /// Keys in all.
+    fn len(&self) -> usize {
+        match self.keys_values {
+            KeysValues::Rows { .. } => self.queries.len(),
+            KeysValues::Pages(pages) => pages.len,
+        }
+    }
+
     /// Keys that stand before the first query.
     fn past(&self) -> usize {
-        self.kv.len() - self.queries.len()
+        self.len() - self.queries.len()
     }
 
     /// How many of the first `seen` keys lie before the window.
     fn out_of_sight(&self, seen: usize) -> usize {
         self.window.map_or(0, |window| seen.saturating_sub(window))
+    }
+
+    /// A head's keys and values, packed for products with queries and with scores.
+    fn packed(&self, head: usize, dim: usize) -> [Packed; 2] {
+        let (local, len) = (Pool::new(1), self.len());
+        let columns = |values: &[f32], k, n| Packed::columns(&local, Precision::F32, values, k, n);
+        match self.keys_values {
+            KeysValues::Rows { keys, values } => {
+                let keys = keys.copy_head(self.queries.clone(), head, dim);
+                let values = values.copy_head(self.queries.clone(), head, dim);
+                let keys = Packed::rows(&local, Precision::F32, &keys, len, dim);
+                [keys, columns(&values, len, dim)]
+            }
+            KeysValues::Pages(pages) => {
+                let (keys, values) = (pages.copy_keys(head, dim), pages.copy_values(head, dim));
+                [columns(&keys, dim, len), columns(&values, len, dim)]
+            }
+        }
     }
 }
 
@@ -97,7 +136,7 @@ impl Sequence<'_> {
 ///
 /// **Shapes**: queries `[tokens, …]` by [`Rows`]; out `[tokens, heads · head_dim]`; `log_sums`,
 /// where given, `[tokens, heads]`: the natural logarithm of each row's sum of exponentials, which
-/// [`backward`] needs.
+/// [`backward`] needs. They are not written for a few rows whose keys stand in pages.
 pub fn forward(
     pool: &Pool,
     out: &mut [f32],
@@ -109,85 +148,51 @@ pub fn forward(
     let width = heads.heads * heads.head_dim;
     let tokens = out.len() / width;
     assert!(out.len().is_multiple_of(width));
-    assert!(sequences.iter().all(|s| s.queries.end <= tokens && s.kv.len() >= s.queries.len()));
+    assert!(sequences.iter().all(|s| s.queries.end <= tokens && s.len() >= s.queries.len()));
     assert!(log_sums.as_ref().is_none_or(|l| l.len() == tokens * heads.heads));
     let out = SendPtr(out.as_mut_ptr());
     let sums = log_sums.map(|l| SendPtr(l.as_mut_ptr()));
-    pool.run(sequences.len() * heads.heads, &|task| {
-        let (sequence, head) = (&sequences[task / heads.heads], task % heads.heads);
-        let store = |row: usize, values: &[f32], log_sum: f32| {
-            assert_eq!(values.len(), heads.head_dim);
-            // SAFETY: the row is one of this sequence's, which no other sequence has, and the
-            // columns are those of this task's head.
-            unsafe {
-                let at = out.get().add(row * width + head * heads.head_dim);
-                std::ptr::copy_nonoverlapping(values.as_ptr(), at, values.len());
-                if let Some(sums) = &sums {
-                    *sums.get().add(row * heads.heads + head) = log_sum;
+    // Heads that share their keys go together, unless that leaves threads without work.
+    let group = heads.heads / heads.kv_heads;
+    let many = sequences.len() * heads.kv_heads >= 2 * pool.threads();
+    let together = if many { group } else { 1 };
+    let tasks = heads.heads / together;
+    pool.run(sequences.len() * tasks, &|task| {
+        let sequence = &sequences[task / tasks];
+        for head in task % tasks * together..(task % tasks + 1) * together {
+            let store = |row: usize, values: &[f32], log_sum: Option<f32>| {
+                assert_eq!(values.len(), heads.head_dim);
+                // SAFETY: the row is one of this sequence's, which no other sequence has, and the
+                // columns are those of one of this task's heads.
+                unsafe {
+                    let at = out.get().add(row * width + head * heads.head_dim);
+                    std::ptr::copy_nonoverlapping(values.as_ptr(), at, values.len());
+                    if let (Some(sums), Some(log_sum)) = (&sums, log_sum) {
+                        *sums.get().add(row * heads.heads + head) = log_sum;
+                    }
                 }
-            }
-        };
-        if sequence.queries.len() < FEW_ROWS {
-            for (index, row) in sequence.queries.clone().enumerate() {
-                let seen = sequence.past() + index + 1;
-                let start = sequence.kv.start;
-                let kv = start + sequence.out_of_sight(seen)..start + seen;
-                let query = queries.head(row, head, heads.head_dim);
-                let (values, log_sum) = attend_row(query, sequence, kv, head, heads);
-                store(row, &values, log_sum);
-            }
-        } else {
-            attend_blocks(queries, sequence, head, heads, &store);
+            };
+            attend_head(queries, sequence, head, heads, &store);
         }
     });
 }
 
-multiversion! {
-/// One query against all keys of `kv`.
-fn attend_row(
-    query: &[f32],
-    sequence: &Sequence,
-    kv: Range<usize>,
-    head: usize,
-    heads: Heads,
-) -> (Vec<f32>, f32) {
-    let dim = heads.head_dim;
-    let kv_head = heads.kv_head(head);
-    let scale = heads.scale();
-    // Loops rather than iterators: what a closure does in them may be compiled without the
-    // instruction set.
-    let mut scores = vec![0.0; kv.len()];
-    for index in 0..scores.len() {
-        let key = sequence.keys.head(kv.start + index, kv_head, dim);
-        scores[index] = dot(query, key) * scale;
-    }
-    let (sum, max) = exponentiate(&mut scores);
-    let mut out = vec![0.0; dim];
-    let (parts, rest) = out.as_chunks_mut::<STRIP>();
-    for (part, out) in parts.iter_mut().enumerate() {
-        // The strip's sums stay in registers over all keys.
-        let mut sums = [0.0f32; STRIP];
-        for index in 0..scores.len() {
-            let value = sequence.values.head(kv.start + index, kv_head, dim);
-            let value = &value[part * STRIP..][..STRIP];
-            for i in 0..STRIP {
-                sums[i] += scores[index] * value[i];
+/// Takes a row's result and the logarithm of its sum of exponentials, where that is known.
+type Store<'a> = dyn Fn(usize, &[f32], Option<f32>) + 'a;
+
+fn attend_head(queries: Rows, sequence: &Sequence, head: usize, heads: Heads, store: &Store) {
+    match sequence.keys_values {
+        KeysValues::Pages(pages) if sequence.queries.len() < FEW_ROWS => {
+            for (index, row) in sequence.queries.clone().enumerate() {
+                let seen = sequence.past() + index + 1;
+                let seen = sequence.out_of_sight(seen)..seen;
+                let query = queries.head(row, head, heads.head_dim);
+                let kv_head = heads.kv_head(head);
+                store(row, &pages::attend_row(query, pages, kv_head, seen, heads.scale()), None);
             }
         }
-        *out = sums;
+        _ => attend_blocks(queries, sequence, head, heads, store),
     }
-    let at = dim - rest.len();
-    for index in 0..scores.len() {
-        let value = &sequence.values.head(kv.start + index, kv_head, dim)[at..];
-        for i in 0..rest.len() {
-            rest[i] += scores[index] * value[i];
-        }
-    }
-    for value in out.iter_mut() {
-        *value /= sum;
-    }
-    (out, max + sum.ln())
-}
 }
 
 /// Replaces scores by exp(score − max); returns their sum and the maximum.
@@ -200,21 +205,9 @@ fn exponentiate(scores: &mut [f32]) -> (f32, f32) {
     (lane_sum(scores.len(), |i| scores[i]), max)
 }
 
-fn attend_blocks(
-    queries: Rows,
-    sequence: &Sequence,
-    head: usize,
-    heads: Heads,
-    store: &dyn Fn(usize, &[f32], f32),
-) {
+fn attend_blocks(queries: Rows, sequence: &Sequence, head: usize, heads: Heads, store: &Store) {
     let dim = heads.head_dim;
-    let local = Pool::new(1);
-    let kv_head = heads.kv_head(head);
-    let len = sequence.kv.len();
-    let keys = sequence.keys.copy_head(sequence.kv.clone(), kv_head, dim);
-    let values = sequence.values.copy_head(sequence.kv.clone(), kv_head, dim);
-    let keys = Packed::rows(&local, Precision::F32, &keys, len, dim);
-    let values = Packed::columns(&local, Precision::F32, &values, len, dim);
+    let [keys, values] = sequence.packed(heads.kv_head(head), dim);
     for first in (0..sequence.queries.len()).step_by(BLOCK) {
         let last = sequence.queries.len().min(first + BLOCK);
         let rows = sequence.queries.start + first..sequence.queries.start + last;
@@ -231,7 +224,7 @@ fn attend_blocks(
         let mut out = vec![0.0; rows.len() * dim];
         matmul_part(&mut out, &scores, &values, dim, seen, Output::Replace);
         for ((row, out), log_sum) in rows.zip(out.chunks_exact(dim)).zip(sums) {
-            store(row, out, log_sum);
+            store(row, out, Some(log_sum));
         }
     }
 }
@@ -461,9 +454,10 @@ mod tests {
             .iter()
             .map(|r| Sequence {
                 queries: r.clone(),
-                keys: rows(HEADS.heads * HEADS.head_dim),
-                values: rows((HEADS.heads + HEADS.kv_heads) * HEADS.head_dim),
-                kv: r.clone(),
+                keys_values: KeysValues::Rows {
+                    keys: rows(HEADS.heads * HEADS.head_dim),
+                    values: rows((HEADS.heads + HEADS.kv_heads) * HEADS.head_dim),
+                },
                 window,
             })
             .collect();
@@ -480,6 +474,48 @@ mod tests {
         let (out, _) = run(&qkv, &sequences);
         for (i, (a, b)) in out.iter().zip(oracle(&qkv, &sequences)).enumerate() {
             assert!((f64::from(*a) - b).abs() < 1e-5, "{i}: {a} against {b}");
+        }
+    }
+
+    /// As `run`, with keys and values in pages, and the last `queries` rows as queries.
+    fn run_paged(qkv: &[f32], queries: usize, window: Option<usize>) -> Vec<f32> {
+        let (stride, dim) = (HEADS.qkv_width(), HEADS.head_dim);
+        let len = qkv.len() / stride;
+        let size = Pages::page_len(HEADS.kv_heads, dim);
+        let mut pages = vec![vec![f32::NAN; size]; len.div_ceil(Pages::TOKENS)];
+        for (at, row) in qkv.chunks_exact(stride).enumerate() {
+            let (keys, values) = row[HEADS.heads * dim..].split_at(HEADS.kv_heads * dim);
+            let page = &mut pages[at / Pages::TOKENS];
+            Pages::write(page, at % Pages::TOKENS, keys, values, dim);
+        }
+        let parts: Vec<&[f32]> = pages.iter().map(Vec::as_slice).collect();
+        let keys_values = KeysValues::Pages(Pages { parts: &parts, len });
+        let sequence = Sequence { queries: 0..queries, keys_values, window };
+        let mut out = vec![0.0; queries * HEADS.heads * dim];
+        let rows = Rows { values: &qkv[(len - queries) * stride..], stride, offset: 0 };
+        forward(&Pool::new(2), &mut out, rows, &[sequence], HEADS, None);
+        out
+    }
+
+    #[test]
+    fn keys_in_pages_give_what_keys_in_rows_do() {
+        let width = HEADS.heads * HEADS.head_dim;
+        for (len, queries, window) in [
+            (1, 1, None),
+            (33, 1, None),
+            (64, 4, None),
+            (100, 3, Some(40)),
+            (100, 1, Some(3)),
+            (100, 5, None),
+            (150, 90, None),
+            (150, 90, Some(33)),
+        ] {
+            let qkv = wave(len * HEADS.qkv_width(), 0.2);
+            let (expected, _) = run_windowed(&qkv, std::slice::from_ref(&(0..len)), window);
+            let expected = &expected[(len - queries) * width..];
+            for (a, b) in run_paged(&qkv, queries, window).iter().zip(expected) {
+                assert!((a - b).abs() < 1e-5, "{len} {queries} {window:?}: {a} against {b}");
+            }
         }
     }
 

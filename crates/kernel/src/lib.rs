@@ -10,6 +10,7 @@ mod buffer;
 pub mod cpu;
 mod gate;
 mod gemm;
+pub mod logits;
 pub mod loss;
 mod mapped;
 mod memory;

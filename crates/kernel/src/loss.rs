@@ -1,6 +1,7 @@
 //! Losses over the vocabulary, with their gradients written over the logits.
 
 use crate::cpu::multiversion;
+use crate::logits::log_sum_exp;
 use crate::ops::{exp, lane_sum};
 use crate::pool::{Pool, SendPtr};
 
@@ -57,22 +58,6 @@ pub fn kl_divergence(
         // SAFETY: as in `cross_entropy`.
         unsafe { *losses.get().add(row) = kl };
     });
-}
-
-multiversion! {
-/// The logarithm of the sum of exponentials.
-pub fn log_sum_exp(logits: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (chunks, rest) = logits.as_chunks::<16>();
-    for chunk in chunks {
-        for lane in 0..16 {
-            lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
-        }
-    }
-    let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
-    let sum = lane_sum(logits.len(), |i| exp(logits[i] - max));
-    max + sum.ln()
-}
 }
 
 multiversion! {

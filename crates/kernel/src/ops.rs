@@ -61,23 +61,6 @@ pub(crate) fn lane_sum(len: usize, value: impl Fn(usize) -> f32) -> f32 {
     fold(lanes)
 }
 
-/// [`lane_sum`] of the products, in a form whose bounds the compiler sees. As long as `a`.
-#[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..16 {
-            lanes[lane] += a[lane] * b[lane];
-        }
-    }
-    for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *lane += a * b;
-    }
-    fold(lanes)
-}
-
 #[inline(always)]
 fn fold(mut lanes: [f32; 16]) -> f32 {
     for half in [8, 4, 2, 1] {

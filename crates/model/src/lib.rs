@@ -16,7 +16,7 @@ use kernel::Precision;
 pub use config::{Config, ExpertsConfig, Family, Routing, TensorInfo, Windows};
 pub use decoder::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, KvCache, LayerWeights,
-    Purpose, Tape, Weights, read_experts,
+    Page, Purpose, Tape, Weights, read_experts,
 };
 pub use joined::{JOINED_FILE, Joined, JoinedExpert};
 pub use source::Source;

@@ -1,21 +1,27 @@
+use std::time::Duration;
+
 use axum::Json;
-use axum::http::StatusCode;
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-/// An error in the form of OpenAI's API.
-#[derive(Debug)]
+use crate::allowance::UsedUp;
+
+/// An error in the form of OpenAI's API, or of Anthropic's where its API is spoken.
+#[derive(Clone, Debug)]
 pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
     param: Option<String>,
     code: Option<&'static str>,
+    /// Seconds after which to try again.
+    retry_after: u64,
 }
 
 impl ApiError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        ApiError { status, message: message.into(), param: None, code: None }
+        ApiError { status, message: message.into(), param: None, code: None, retry_after: 1 }
     }
 
     /// The request is wrong at `param`.
@@ -79,6 +85,20 @@ impl ApiError {
             .with_code("stopping")
     }
 
+    /// The key's allowance of requests or tokens is used up.
+    pub(crate) fn used_up(used: UsedUp) -> Self {
+        let UsedUp { what, per_minute, wait } = used;
+        let message = format!("this key's limit of {per_minute} {what} a minute is used up");
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
+        // Rounded up: a moment too early would be refused again.
+        ApiError { retry_after: wait.as_secs() + 1, ..error }.with_code("rate_limit_exceeded")
+    }
+
+    pub(crate) fn answer_time(limit: Duration) -> Self {
+        let message = format!("the answer was not complete within the limit of {limit:?}");
+        ApiError::new(StatusCode::GATEWAY_TIMEOUT, message).with_code("time_limit")
+    }
+
     pub(crate) fn slow_reader(limit: usize) -> Self {
         let message = format!("{limit} tokens waited unread: the client reads too slowly");
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("slow_reader")
@@ -126,21 +146,54 @@ impl ApiError {
             "code": self.code,
         }})
     }
+
+    /// As Anthropic's API says it.
+    pub(crate) fn anthropic_json(&self) -> Value {
+        let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            400..=499 => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({"type": "error", "error": {"type": kind, "message": self.message}})
+    }
+
+    fn response(self, body: Value) -> Response {
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        match self.status {
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(RETRY_AFTER, self.retry_after.into());
+            }
+            _ => {}
+        }
+        // For `in_anthropic_form`.
+        response.extensions_mut().insert(self);
+        response
+    }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body_json())).into_response();
-        let headers = response.headers_mut();
-        match self.status {
-            StatusCode::UNAUTHORIZED => {
-                headers.insert(WWW_AUTHENTICATE, axum::http::HeaderValue::from_static("Bearer"));
-            }
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                headers.insert(RETRY_AFTER, axum::http::HeaderValue::from_static("1"));
-            }
-            _ => {}
+        let body = self.body_json();
+        self.response(body)
+    }
+}
+
+/// Says errors in the form of Anthropic's API.
+pub(crate) async fn in_anthropic_form(mut response: Response) -> Response {
+    match response.extensions_mut().remove::<ApiError>() {
+        Some(error) => {
+            let body = error.anthropic_json();
+            error.response(body)
         }
-        response
+        None => response,
     }
 }

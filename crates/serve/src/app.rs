@@ -3,9 +3,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine::Engine;
-use model::Model;
+use model::{ExpertSet, Model};
 
 use crate::keys::Keys;
+use crate::metrics::Metrics;
+use crate::visit::AuditLog;
 use crate::{Error, Limits, Options, ids};
 
 /// What every request handler sees; clones share it.
@@ -17,6 +19,8 @@ pub(crate) struct Shared {
     pub(crate) keys: Keys,
     pub(crate) model_name: String,
     pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    pub(crate) audit: Option<AuditLog>,
     /// Seconds since 1970.
     pub(crate) started: u64,
     draining: AtomicBool,
@@ -36,11 +40,17 @@ impl App {
             return Err(Error::Open { listen: options.listen });
         }
         let keys = Keys::new(options, expert_names(engine.model()))?;
+        let audit = options.audit_log.as_deref().map(|path| {
+            let error = |source| Error::AuditLog { path: path.into(), source };
+            AuditLog::open(path).map_err(error)
+        });
         Ok(App(Arc::new(Shared {
             engine,
             keys,
             model_name: options.model_name.clone(),
             limits: options.limits,
+            metrics: Metrics::default(),
+            audit: audit.transpose()?,
             started: ids::now(),
             draining: AtomicBool::new(false),
         })))
@@ -54,6 +64,12 @@ impl Shared {
 
     pub(crate) fn expert_names(&self) -> &[String] {
         expert_names(self.model())
+    }
+
+    /// The names of these experts.
+    pub(crate) fn names_of(&self, experts: ExpertSet) -> impl Iterator<Item = &String> {
+        let names = self.expert_names().iter().enumerate();
+        names.filter(move |(index, _)| experts.contains(*index)).map(|(_, name)| name)
     }
 
     /// From now on new requests are refused.

@@ -1,22 +1,25 @@
 use engine::{Token, chat_prompt};
-use model::{ExpertSet, Message};
-use serde_json::{Value, json};
+use model::Message;
+use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::choice::Choice;
 use crate::fields::{Fields, wrong};
 use crate::generation::Job;
+use crate::keys::Caller;
 use crate::parameters::{MOST_LOGPROBS, Parameters};
 use crate::reply::{Reply, finish_reason, token_bytes};
 
+pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
+
 /// Reads the body of `/v1/chat/completions`.
-pub(crate) fn read(app: &Shared, body: &[u8], permitted: ExpertSet) -> Result<Job, ApiError> {
+pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let parameters = Parameters::read(&mut fields, app, permitted)?;
+    let parameters = Parameters::read(&mut fields, app, caller)?;
     let logprobs = logprobs(&mut fields)?;
     unsupported(&mut fields)?;
-    let messages = messages(fields.required("messages")?)?;
+    let messages = messages("messages", fields.required("messages")?, &ROLES, &["text"])?;
     fields.finish()?;
     let prompt = chat_prompt(app.model(), &messages)
         .map_err(|error| ApiError::of_engine(error, "messages"))?;
@@ -26,7 +29,9 @@ pub(crate) fn read(app: &Shared, body: &[u8], permitted: ExpertSet) -> Result<Jo
         parameters,
         logprobs,
         echo: false,
+        embed: false,
         prompt_field: "messages",
+        repeated: Map::new(),
     })
 }
 
@@ -57,23 +62,30 @@ fn unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     ])
 }
 
-fn messages(value: Value) -> Result<Vec<Message>, ApiError> {
-    let Value::Array(items) = value else { return Err(wrong("messages", "a list", &value)) };
+/// Messages of these roles, whose contents are texts or lists of parts of these kinds.
+pub(crate) fn messages(
+    path: &str,
+    value: Value,
+    roles: &[&str],
+    parts: &[&str],
+) -> Result<Vec<Message>, ApiError> {
+    let Value::Array(items) = value else { return Err(wrong(path, "a list", &value)) };
     if items.is_empty() {
-        return Err(ApiError::invalid("messages", "messages is empty: give at least one"));
+        return Err(ApiError::invalid(path, format!("{path} is empty: give at least one")));
     }
     let messages = items.into_iter().enumerate();
-    messages.map(|(index, item)| message(&format!("messages[{index}]"), item)).collect()
+    messages.map(|(index, item)| message(&format!("{path}[{index}]"), item, roles, parts)).collect()
 }
 
-fn message(path: &str, value: Value) -> Result<Message, ApiError> {
+fn message(path: &str, value: Value, roles: &[&str], parts: &[&str]) -> Result<Message, ApiError> {
     let mut fields = Fields::of(path, value)?;
     let role = match fields.required("role")? {
         // The newer name of the system's role.
-        Value::String(role) if role == "developer" => "system".to_owned(),
-        Value::String(role) if ["system", "user", "assistant"].contains(&role.as_str()) => role,
+        Value::String(role) if role == "developer" && roles.contains(&"system") => "system".into(),
+        Value::String(role) if roles.contains(&role.as_str()) => role,
         other => {
-            let message = format!("{path}.role is {other}, allowed are system, user, assistant");
+            let roles = roles.join(", ");
+            let message = format!("{path}.role is {other}, allowed are {roles}");
             return Err(ApiError::invalid(format!("{path}.role"), message));
         }
     };
@@ -85,13 +97,13 @@ fn message(path: &str, value: Value) -> Result<Message, ApiError> {
         ("audio", &[]),
         ("annotations", &[json!([])]),
     ])?;
-    let content = content(&format!("{path}.content"), fields.required("content")?)?;
+    let content = content(&format!("{path}.content"), fields.required("content")?, parts)?;
     fields.finish()?;
     Ok(Message { role, content })
 }
 
-/// A text, or a list of parts that are texts.
-fn content(path: &str, value: Value) -> Result<String, ApiError> {
+/// A text, or a list of parts that are texts, of these kinds.
+pub(crate) fn content(path: &str, value: Value, kinds: &[&str]) -> Result<String, ApiError> {
     let parts = match value {
         Value::String(text) => return Ok(text),
         Value::Array(parts) => parts,
@@ -102,11 +114,14 @@ fn content(path: &str, value: Value) -> Result<String, ApiError> {
         let path = format!("{path}[{index}]");
         let mut part = Fields::of(&path, part)?;
         let kind = part.text("type")?.unwrap_or_default();
-        if kind != "text" {
-            let path = format!("{path}.type");
-            let message = format!("{path} is {kind:?}, only \"text\" is supported");
+        if !kinds.contains(&kind.as_str()) {
+            let (path, known) = (format!("{path}.type"), kinds.join("\", \""));
+            let are = if kinds.len() == 1 { "is" } else { "are" };
+            let message = format!("{path} is {kind:?}, only \"{known}\" {are} supported");
             return Err(ApiError::invalid(path, message).with_code("unsupported_parameter"));
         }
+        // Hints for caches, and what earlier answers carried besides.
+        part.ignore(&["cache_control", "citations", "annotations", "logprobs"]);
         match part.required("text")? {
             Value::String(text) => texts.push(text),
             other => return Err(wrong(&format!("{path}.text"), "a string", &other)),

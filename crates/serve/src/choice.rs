@@ -36,7 +36,7 @@ impl Choice {
                 self.finish = Some(reason);
                 self.prompt_tokens = prompt_tokens;
             }
-            Event::Prefill { .. } | Event::Failed(_) => {}
+            Event::Waiting | Event::Prefill { .. } | Event::Failed(_) => {}
         }
     }
 

@@ -1,5 +1,4 @@
 use engine::{PromptToken, Token};
-use model::ExpertSet;
 use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
@@ -7,6 +6,7 @@ use crate::app::Shared;
 use crate::choice::Choice;
 use crate::fields::{Fields, wrong};
 use crate::generation::Job;
+use crate::keys::Caller;
 use crate::parameters::{MOST_LOGPROBS, Parameters};
 use crate::reply::{Reply, finish_reason, token_bytes};
 
@@ -16,9 +16,9 @@ const ANSWER_TOKENS: usize = 16;
 const PROMPT_FORMS: &str = "a string, a list of strings, a list of token ids, or a list of these";
 
 /// Reads the body of `/v1/completions`.
-pub(crate) fn read(app: &Shared, body: &[u8], permitted: ExpertSet) -> Result<Job, ApiError> {
+pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, ApiError> {
     let mut fields = Fields::parse(body)?;
-    let parameters = Parameters::read(&mut fields, app, permitted)?;
+    let parameters = Parameters::read(&mut fields, app, caller)?;
     let logprobs = fields
         .integer("logprobs", 0..=MOST_LOGPROBS)?
         .and_then(|logprobs| usize::try_from(logprobs).ok());
@@ -30,7 +30,7 @@ pub(crate) fn read(app: &Shared, body: &[u8], permitted: ExpertSet) -> Result<Jo
     ])?;
     let prompt = fields.required("prompt")?;
     fields.finish()?;
-    let prompts = prompts(app, prompt)?;
+    let prompts = prompts(app, "prompt", prompt)?;
     let (choices, limit) = (prompts.len() * parameters.n, app.limits.choices);
     if choices > limit {
         let message = format!("prompts × n is {choices}, the limit is {limit}");
@@ -42,33 +42,43 @@ pub(crate) fn read(app: &Shared, body: &[u8], permitted: ExpertSet) -> Result<Jo
         parameters,
         logprobs,
         echo,
+        embed: false,
         prompt_field: "prompt",
+        repeated: Map::new(),
     })
 }
 
-fn prompts(app: &Shared, value: Value) -> Result<Vec<Vec<u32>>, ApiError> {
+/// The prompts in the field `field`.
+pub(crate) fn prompts(
+    app: &Shared,
+    field: &'static str,
+    value: Value,
+) -> Result<Vec<Vec<u32>>, ApiError> {
     match value {
-        Value::String(text) => Ok(vec![encode(app, &text)?]),
+        Value::String(text) => Ok(vec![encode(app, field, &text)?]),
         Value::Array(items) if items.is_empty() => {
-            Err(ApiError::invalid("prompt", "prompt is an empty list: give at least one prompt"))
+            let message = format!("{field} is an empty list: give at least one {field}");
+            Err(ApiError::invalid(field, message))
         }
-        Value::Array(items) if items.iter().all(Value::is_number) => Ok(vec![tokens(&items)?]),
+        Value::Array(items) if items.iter().all(Value::is_number) => {
+            Ok(vec![tokens(field, &items)?])
+        }
         Value::Array(items) => items
             .iter()
             .map(|item| match item {
-                Value::String(text) => encode(app, text),
-                Value::Array(ids) => tokens(ids),
-                other => Err(wrong("prompt", PROMPT_FORMS, other)),
+                Value::String(text) => encode(app, field, text),
+                Value::Array(ids) => tokens(field, ids),
+                other => Err(wrong(field, PROMPT_FORMS, other)),
             })
             .collect(),
-        other => Err(wrong("prompt", PROMPT_FORMS, &other)),
+        other => Err(wrong(field, PROMPT_FORMS, &other)),
     }
 }
 
-fn tokens(ids: &[Value]) -> Result<Vec<u32>, ApiError> {
+fn tokens(field: &'static str, ids: &[Value]) -> Result<Vec<u32>, ApiError> {
     let token = |id: &Value| {
         id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
-            ApiError::invalid("prompt", format!("prompt: {id} is not a token id"))
+            ApiError::invalid(field, format!("{field}: {id} is not a token id"))
                 .with_code("unknown_token")
         })
     };
@@ -76,9 +86,9 @@ fn tokens(ids: &[Value]) -> Result<Vec<u32>, ApiError> {
 }
 
 /// The text's tokens. An empty text is the beginning of a text.
-fn encode(app: &Shared, text: &str) -> Result<Vec<u32>, ApiError> {
+fn encode(app: &Shared, field: &'static str, text: &str) -> Result<Vec<u32>, ApiError> {
     let tokens = app.model().tokenizer.encode(text);
-    let tokens = tokens.map_err(|error| ApiError::invalid("prompt", error.to_string()))?;
+    let tokens = tokens.map_err(|error| ApiError::invalid(field, error.to_string()))?;
     let config = app.model().config();
     let begin = config.bos.or(config.eos.first().copied());
     Ok(if tokens.is_empty() { begin.into_iter().collect() } else { tokens })

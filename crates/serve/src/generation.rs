@@ -3,11 +3,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine::{Event, Flow, Request};
 use model::ExpertSet;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::{Instant, timeout_at};
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
+use crate::keys::Caller;
 use crate::parameters::Parameters;
 
 /// What to generate for one HTTP request.
@@ -16,10 +19,14 @@ pub(crate) struct Job {
     pub(crate) parameters: Parameters,
     pub(crate) logprobs: Option<usize>,
     pub(crate) echo: bool,
+    /// Report the mean of the prompt's hidden rows.
+    pub(crate) embed: bool,
     /// Tokens of each answer.
     pub(crate) max_tokens: usize,
     /// The field that holds the prompt, for errors.
     pub(crate) prompt_field: &'static str,
+    /// What the answer repeats of the request.
+    pub(crate) repeated: Map<String, Value>,
 }
 
 impl Job {
@@ -40,17 +47,22 @@ impl Job {
 /// The events of a job's choices. Dropping it cancels what still runs.
 pub(crate) struct Running {
     events: mpsc::Receiver<(usize, Event)>,
+    caller: Caller,
     /// Choices that have not ended.
     unfinished: usize,
+    /// Tokens that were generated.
+    written: usize,
     overflowed: Arc<AtomicBool>,
-    limit: usize,
+    unread_limit: usize,
+    deadline: Instant,
+    time_limit: std::time::Duration,
 }
 
 impl Running {
     /// Submits a request for each choice; none runs if one is refused.
-    pub(crate) fn start(app: &Shared, job: &Job) -> Result<Running, ApiError> {
-        let limit = app.limits.unread_tokens.max(1);
-        let (sender, events) = mpsc::channel(limit);
+    pub(crate) fn start(app: &Shared, job: &Job, caller: Caller) -> Result<Running, ApiError> {
+        let unread_limit = app.limits.unread_tokens.max(1);
+        let (sender, events) = mpsc::channel(unread_limit);
         let overflowed = Arc::new(AtomicBool::new(false));
         for choice in 0..job.choices() {
             let (sender, overflowed) = (sender.clone(), Arc::clone(&overflowed));
@@ -67,7 +79,23 @@ impl Running {
                 .submit(request(job, choice), Box::new(sink))
                 .map_err(|error| ApiError::of_engine(error, job.prompt_field))?;
         }
-        Ok(Running { events, unfinished: job.choices(), overflowed, limit })
+        let prompt_tokens = job.prompts.iter().map(Vec::len).sum();
+        let experts = app.names_of(job.experts()).cloned().collect();
+        caller.visit.note(|outcome| {
+            outcome.prompt_tokens = prompt_tokens;
+            outcome.experts = experts;
+        });
+        caller.use_tokens(prompt_tokens);
+        Ok(Running {
+            events,
+            caller,
+            unfinished: job.choices(),
+            written: 0,
+            overflowed,
+            unread_limit,
+            deadline: Instant::now() + app.limits.answer_time,
+            time_limit: app.limits.answer_time,
+        })
     }
 
     /// The next event and the choice it belongs to; none when all choices have ended.
@@ -75,17 +103,44 @@ impl Running {
         if self.unfinished == 0 {
             return None;
         }
-        let error = match self.events.recv().await {
-            Some((_, Event::Failed(problem))) => ApiError::internal(problem),
-            Some((choice, event)) => {
-                self.unfinished -= usize::from(matches!(event, Event::Done { .. }));
+        let error = match timeout_at(self.deadline, self.events.recv()).await {
+            Ok(Some((_, Event::Failed(problem)))) => ApiError::internal(problem),
+            Ok(Some((choice, event))) => {
+                self.book(&event);
                 return Some(Ok((choice, event)));
             }
-            None if self.overflowed.load(Ordering::Relaxed) => ApiError::slow_reader(self.limit),
-            None => ApiError::stopping(),
+            Ok(None) if self.overflowed.load(Ordering::Relaxed) => {
+                ApiError::slow_reader(self.unread_limit)
+            }
+            Ok(None) => ApiError::stopping(),
+            Err(_) => ApiError::answer_time(self.time_limit),
         };
         self.unfinished = 0;
+        self.events.close();
         Some(Err(error))
+    }
+
+    fn book(&mut self, event: &Event) {
+        match event {
+            Event::Prompt(prompt) => {
+                self.caller.visit.note(|outcome| outcome.reused_tokens += prompt.reused);
+            }
+            Event::Token(_) => {
+                self.written += 1;
+                self.caller.visit.note_token();
+            }
+            Event::Done { .. } => self.unfinished -= 1,
+            Event::Waiting | Event::Prefill { .. } | Event::Failed(_) => {}
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.caller.use_tokens(self.written);
+        if self.unfinished > 0 {
+            self.caller.visit.note(|outcome| outcome.cancelled = true);
+        }
     }
 }
 
@@ -100,6 +155,7 @@ fn request(job: &Job, choice: usize) -> Request {
         stop: job.parameters.stop.clone(),
         logprobs: job.logprobs,
         echo: job.echo,
+        embed: job.embed,
         experts: job.experts(),
     }
 }

@@ -1,8 +1,13 @@
+use std::sync::Arc;
+use std::time::Instant;
+
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use model::ExpertSet;
 
+use crate::allowance::Allowance;
 use crate::api_error::ApiError;
+use crate::visit::Visit;
 use crate::{Error, Options};
 
 /// Who may ask, and with which experts.
@@ -12,7 +17,39 @@ pub(crate) enum Keys {
         all: ExpertSet,
         loopback: bool,
     },
-    Secrets(Vec<(blake3::Hash, ExpertSet)>),
+    Secrets(Vec<Arc<Secret>>),
+}
+
+pub(crate) struct Secret {
+    name: String,
+    hash: blake3::Hash,
+    experts: ExpertSet,
+    allowance: Allowance,
+}
+
+/// Who asks, and in which request.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    /// None where there are no keys.
+    pub(crate) secret: Option<Arc<Secret>>,
+    /// The experts that may be used.
+    pub(crate) permitted: ExpertSet,
+    pub(crate) visit: Visit,
+}
+
+impl Caller {
+    /// Takes a request from the key's allowance.
+    pub(crate) fn use_request(&self) -> Result<(), ApiError> {
+        let Some(secret) = &self.secret else { return Ok(()) };
+        secret.allowance.take_request(Instant::now()).map_err(ApiError::used_up)
+    }
+
+    /// Takes tokens from the key's allowance.
+    pub(crate) fn use_tokens(&self, tokens: usize) {
+        if let Some(secret) = &self.secret {
+            secret.allowance.take_tokens(tokens, Instant::now());
+        }
+    }
 }
 
 impl Keys {
@@ -38,42 +75,53 @@ impl Keys {
                     known: if names.is_empty() { "none".into() } else { names.join(", ") },
                 })?);
             }
-            secrets.push((hash, experts));
+            let limits = (key.requests_per_minute, key.tokens_per_minute);
+            let allowance = Allowance::new(limits.0, limits.1, Instant::now());
+            secrets.push(Arc::new(Secret { name: key.name.clone(), hash, experts, allowance }));
         }
         Ok(Keys::Secrets(secrets))
     }
 
-    /// The experts that a request with these headers may use.
-    pub(crate) fn permitted(&self, headers: &HeaderMap) -> Result<ExpertSet, ApiError> {
+    /// Who sends a request with these headers.
+    pub(crate) fn caller(&self, headers: &HeaderMap, visit: Visit) -> Result<Caller, ApiError> {
         let secrets = match self {
             Keys::Open { all, loopback } => {
                 if *loopback && !is_local(headers) {
                     return Err(ApiError::host());
                 }
-                return Ok(*all);
+                return Ok(Caller { secret: None, permitted: *all, visit });
             }
             Keys::Secrets(secrets) => secrets,
         };
-        let header = headers.get(AUTHORIZATION).ok_or_else(|| {
-            ApiError::unauthorised("no API key: send the header `Authorization: Bearer KEY`")
-        })?;
-        let (scheme, secret) =
-            header.to_str().ok().and_then(|header| header.split_once(' ')).ok_or_else(|| {
-                ApiError::unauthorised("the Authorization header is no Bearer key")
-            })?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(ApiError::unauthorised("the Authorization header is no Bearer key"));
-        }
-        let hash = blake3::hash(secret.trim().as_bytes());
+        let hash = blake3::hash(sent_secret(headers)?.as_bytes());
         // Hashes compare in constant time, and all are compared: time tells nothing of the keys.
         let mut found = None;
-        for (known, experts) in secrets {
-            if *known == hash {
-                found = Some(*experts);
+        for secret in secrets {
+            if secret.hash == hash {
+                found = Some(secret);
             }
         }
-        found.ok_or_else(|| ApiError::unauthorised("this API key is not known"))
+        let found = found.ok_or_else(|| ApiError::unauthorised("this API key is not known"))?;
+        visit.note(|outcome| outcome.key = Some(found.name.clone()));
+        Ok(Caller { secret: Some(Arc::clone(found)), permitted: found.experts, visit })
     }
+}
+
+/// The secret, as clients of OpenAI or of Anthropic send it.
+fn sent_secret(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let no_bearer = || ApiError::unauthorised("the Authorization header is no Bearer key");
+    if let Some(header) = headers.get(AUTHORIZATION) {
+        let header = header.to_str().map_err(|_| no_bearer())?;
+        let (scheme, secret) = header.split_once(' ').ok_or_else(no_bearer)?;
+        return match scheme.eq_ignore_ascii_case("bearer") {
+            true => Ok(secret.trim()),
+            false => Err(no_bearer()),
+        };
+    }
+    let header = headers.get("x-api-key").and_then(|header| header.to_str().ok());
+    header.map(str::trim).ok_or_else(|| {
+        ApiError::unauthorised("no API key: send the header `Authorization: Bearer KEY`")
+    })
 }
 
 /// Whether the request was addressed to this machine by name, and comes from no page elsewhere. A

@@ -1,19 +1,29 @@
 //! An OpenAI-compatible server for one model, with keys that carry permissions for its experts,
 //! and a page to chat with it.
 //!
-//! `POST /v1/chat/completions` and `/v1/completions` take the parameters that [`parameters`] and
-//! its neighbours read; every other field is refused by name. Beyond OpenAI's there are `experts`
+//! `POST /v1/chat/completions`, `/v1/completions`, `/v1/responses`, `/v1/messages` (Anthropic's) and
+//! `/v1/embeddings` take the parameters that [`parameters`] and its neighbours read; every other
+//! field is refused by name. `/openapi.json` describes them. Beyond them there are `experts`
 //! (names of the experts to use, never more than the key permits) and
 //! `artel: {"token_experts": true}` (gate weights of each token). Answers carry an `artel` object
 //! with the mean gate weight of each expert.
 
 mod app;
 mod generation;
-mod keys;
 mod routes;
+
+mod allowance;
+mod keys;
+mod metrics;
+mod visit;
 
 mod chat;
 mod completions;
+mod embeddings;
+mod messages;
+mod responses;
+mod tokens;
+
 mod fields;
 mod parameters;
 
@@ -23,9 +33,11 @@ mod stream;
 
 mod api_error;
 mod ids;
+mod openapi;
 
 use std::future::IntoFuture;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Router;
@@ -46,6 +58,8 @@ pub struct Options {
     /// The name by which requests ask for the model.
     pub model_name: String,
     pub limits: Limits,
+    /// A file to which a line is added for each request, without prompts and answers.
+    pub audit_log: Option<PathBuf>,
 }
 
 /// A secret with which requests come, known by its hash.
@@ -56,6 +70,10 @@ pub struct Key {
     pub hash: String,
     /// Names of the experts it permits; `*` permits all.
     pub experts: Vec<String>,
+    /// Requests in a minute; more are refused.
+    pub requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers in a minute; when they are used up, requests are refused.
+    pub tokens_per_minute: Option<u32>,
 }
 
 /// Bounds on single requests; [`engine::Limits`] bound what runs at once.
@@ -65,6 +83,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Time in which a request body must arrive.
     pub body_time: Duration,
+    /// Time in which an answer must be complete, waiting included.
+    pub answer_time: Duration,
     /// Prompts × `n` of one request.
     pub choices: usize,
     /// Tokens of an answer where the request does not say; OpenAI's 16 for `/v1/completions`.
@@ -80,6 +100,7 @@ impl Default for Limits {
         Limits {
             body_bytes: 4 << 20,
             body_time: Duration::from_secs(30),
+            answer_time: Duration::from_secs(600),
             choices: 128,
             answer_tokens: 2048,
             unread_tokens: 4096,
@@ -99,6 +120,8 @@ pub enum Error {
     KeyHash { key: String },
     #[error("key {key:?} permits expert {expert:?}, which the model does not have; it has {known}")]
     KeyExpert { key: String, expert: String, known: String },
+    #[error("the audit log {} cannot be opened: {source}", path.display())]
+    AuditLog { path: PathBuf, source: std::io::Error },
     #[error("cannot listen on {listen}: {source}")]
     Listen { listen: SocketAddr, source: std::io::Error },
     #[error("the server failed: {0}")]
@@ -173,4 +196,56 @@ fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static, Error> {
         }
         tracing::info!("stopping: running requests may finish");
     })
+}
+
+#[cfg(test)]
+#[path = "../../engine/tests/tiny/mod.rs"]
+mod tiny;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_runs_is_finished_when_the_server_is_told_to_stop() {
+        let pool = kernel::Pool::new(1);
+        let engine = Engine::start(tiny::model(), pool, engine::Limits::default());
+        let options = Options {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            keys: Vec::new(),
+            open: false,
+            model_name: "tiny".into(),
+            limits: Limits::default(),
+            audit_log: None,
+        };
+        let app = App::new(engine, &options).unwrap();
+        let listener = TcpListener::bind(options.listen).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = tokio::spawn(run(listener, app, async move {
+            stopped.await.unwrap();
+        }));
+        let client = std::thread::spawn(move || {
+            let body = r#"{"prompt": "abc", "max_tokens": 300, "stream": true, "logit_bias": {"257": -100}}"#;
+            let mut stream = TcpStream::connect(address).unwrap();
+            let length = body.len();
+            let head = format!(
+                "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}"
+            );
+            stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
+            let mut first = [0];
+            stream.read_exact(&mut first).unwrap();
+            stop.send(()).unwrap();
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).unwrap();
+            rest
+        });
+        server.await.unwrap().unwrap();
+        let answer = client.join().unwrap();
+        assert!(answer.starts_with("TTP/1.1 200") && answer.contains("[DONE]"), "{answer}");
+        assert!(TcpStream::connect(address).is_err(), "the server still listens");
+    }
 }

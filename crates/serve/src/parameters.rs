@@ -6,6 +6,7 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::{Fields, wrong};
 use crate::ids;
+use crate::keys::Caller;
 
 /// Most tokens to report beside each token.
 pub(crate) const MOST_LOGPROBS: i64 = 20;
@@ -14,7 +15,7 @@ const MOST_STOPS: usize = 16;
 
 /// Fields that common clients send and that change nothing here: they concern accounts, billing
 /// and storage of OpenAI's own service.
-const IGNORED: [&str; 7] = [
+pub(crate) const IGNORED: [&str; 7] = [
     "user",
     "store",
     "metadata",
@@ -51,13 +52,9 @@ impl Parameters {
     pub(crate) fn read(
         fields: &mut Fields,
         app: &Shared,
-        permitted: ExpertSet,
+        caller: &Caller,
     ) -> Result<Self, ApiError> {
-        if let Some(model) = fields.text("model")?
-            && model != app.model_name
-        {
-            return Err(ApiError::model_not_found(&model, &app.model_name));
-        }
+        check_model(fields, app)?;
         fields.ignore(&IGNORED);
         fields.unsupported(&[("response_format", &[json!({"type": "text"})])])?;
         let most_n = i64::try_from(app.limits.choices).unwrap_or(i64::MAX);
@@ -68,9 +65,44 @@ impl Parameters {
             stop: stop(fields)?,
             n: usize::try_from(n).expect("checked to be positive"),
             stream: stream(fields)?,
-            experts: experts(fields, app.expert_names(), permitted)?,
+            experts: experts(fields, app.expert_names(), caller.permitted)?,
             token_experts: token_experts(fields)?,
         })
+    }
+
+    /// For a single answer: the model, experts, temperature and top_p. The rest is the caller's.
+    pub(crate) fn of_one(
+        fields: &mut Fields,
+        app: &Shared,
+        caller: &Caller,
+    ) -> Result<Self, ApiError> {
+        check_model(fields, app)?;
+        let neutral = Sampling::default();
+        let sampling = Sampling {
+            temperature: fields.number("temperature")?.unwrap_or(neutral.temperature),
+            top_p: fields.number("top_p")?.unwrap_or(neutral.top_p),
+            seed: seed(fields)?,
+            ..neutral
+        };
+        Ok(Parameters {
+            sampling,
+            max_tokens: None,
+            stop: Vec::new(),
+            n: 1,
+            stream: Stream::No,
+            experts: experts(fields, app.expert_names(), caller.permitted)?,
+            token_experts: false,
+        })
+    }
+}
+
+/// Refuses a request for another model.
+pub(crate) fn check_model(fields: &mut Fields, app: &Shared) -> Result<(), ApiError> {
+    match fields.text("model")? {
+        Some(model) if model != app.model_name => {
+            Err(ApiError::model_not_found(&model, &app.model_name))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -85,14 +117,20 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
         frequency_penalty: number("frequency_penalty", neutral.frequency_penalty)?,
         presence_penalty: number("presence_penalty", neutral.presence_penalty)?,
         repetition_penalty: number("repetition_penalty", neutral.repetition_penalty)?,
-        // vLLM's -1 means all, as 0 does.
-        top_k: usize::try_from(fields.integer("top_k", -1..=i64::MAX)?.unwrap_or(0)).unwrap_or(0),
+        top_k: top_k(fields)?,
         logit_bias: logit_bias(fields)?,
-        seed: match fields.integer("seed", i64::MIN..=i64::MAX)? {
-            Some(seed) => seed.cast_unsigned(),
-            None => ids::unique(),
-        },
+        seed: seed(fields)?,
     })
+}
+
+/// 0 for all; vLLM's -1 means all, too.
+pub(crate) fn top_k(fields: &mut Fields) -> Result<usize, ApiError> {
+    Ok(usize::try_from(fields.integer("top_k", -1..=i64::MAX)?.unwrap_or(0)).unwrap_or(0))
+}
+
+fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
+    let seed = fields.integer("seed", i64::MIN..=i64::MAX)?;
+    Ok(seed.map_or_else(ids::unique, i64::cast_unsigned))
 }
 
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
@@ -146,7 +184,7 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     Ok(stop)
 }
 
-fn stream(fields: &mut Fields) -> Result<Stream, ApiError> {
+pub(crate) fn stream(fields: &mut Fields) -> Result<Stream, ApiError> {
     let stream = fields.flag("stream")?;
     let Some(options) = fields.value("stream_options") else {
         return Ok(if stream { Stream::Yes } else { Stream::No });

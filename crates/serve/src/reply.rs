@@ -5,13 +5,16 @@ use crate::app::{App, Shared};
 use crate::choice::Choice;
 use crate::generation::Job;
 use crate::ids;
-use crate::{chat, completions};
+use crate::{chat, completions, embeddings, messages, responses};
 
-/// The two forms of answers.
+/// The forms of answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Form {
     Chat,
     Text,
+    Embeddings,
+    Responses,
+    Messages,
 }
 
 /// What all parts of one answer share.
@@ -19,8 +22,8 @@ pub(crate) struct Reply {
     pub(crate) app: App,
     pub(crate) job: Job,
     pub(crate) form: Form,
-    id: String,
-    created: u64,
+    pub(crate) id: String,
+    pub(crate) created: u64,
 }
 
 impl Reply {
@@ -28,6 +31,9 @@ impl Reply {
         let prefix = match form {
             Form::Chat => "chatcmpl",
             Form::Text => "cmpl",
+            Form::Embeddings => "embd",
+            Form::Responses => "resp",
+            Form::Messages => "msg",
         };
         let id = format!("{prefix}-{:016x}", ids::unique());
         Reply { app, job, form, id, created: ids::now() }
@@ -35,30 +41,25 @@ impl Reply {
 
     /// The whole answer at once.
     pub(crate) fn whole(&self, choices: &[Choice]) -> Value {
-        let object = match self.form {
-            Form::Chat => "chat.completion",
-            Form::Text => "text_completion",
+        type Of = fn(&Reply, usize, &Choice) -> Value;
+        let (object, of): (&str, Of) = match self.form {
+            Form::Chat => ("chat.completion", chat::choice),
+            Form::Text => ("text_completion", completions::choice),
+            Form::Embeddings => return embeddings::whole(self, choices),
+            Form::Responses => return responses::whole(self, &choices[0]),
+            Form::Messages => return messages::whole(self, &choices[0]),
         };
-        let list: Vec<Value> = choices
-            .iter()
-            .enumerate()
-            .map(|(index, choice)| match self.form {
-                Form::Chat => chat::choice(self, index, choice),
-                Form::Text => completions::choice(self, index, choice),
-            })
-            .collect();
-        let mut answer = self.envelope(object, list);
+        let list = choices.iter().enumerate().map(|(index, choice)| of(self, index, choice));
+        let mut answer = self.envelope(object, list.collect());
         answer["usage"] = self.usage(choices);
         answer["artel"] = self.all_gates(choices);
         answer
     }
 
-    /// A part of a streamed answer.
+    /// A part of a streamed answer, of the forms that have choices.
     pub(crate) fn chunk(&self, choices: Vec<Value>) -> Value {
-        let object = match self.form {
-            Form::Chat => "chat.completion.chunk",
-            Form::Text => "text_completion",
-        };
+        let object =
+            if self.form == Form::Chat { "chat.completion.chunk" } else { "text_completion" };
         self.envelope(object, choices)
     }
 
@@ -76,11 +77,14 @@ impl Reply {
         // A prompt counts once, however many choices it has.
         let prompt: usize =
             choices.iter().step_by(self.job.parameters.n).map(|choice| choice.prompt_tokens).sum();
+        let reused: usize =
+            choices.iter().step_by(self.job.parameters.n).map(|choice| choice.prompt.reused).sum();
         let completion: usize = choices.iter().map(|choice| choice.completion_tokens).sum();
         json!({
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": reused},
         })
     }
 
@@ -125,7 +129,7 @@ impl Reply {
 pub(crate) fn finish_reason(finish: Option<Finish>) -> Value {
     match finish {
         None => Value::Null,
-        Some(Finish::Stop) => json!("stop"),
+        Some(Finish::Stop | Finish::StopString(_)) => json!("stop"),
         Some(Finish::Length) => json!("length"),
     }
 }

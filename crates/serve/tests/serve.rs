@@ -3,6 +3,7 @@
 // Clippy knows test functions, but not what they call.
 #![allow(clippy::unwrap_used)]
 
+mod endpoints;
 #[path = "../../engine/tests/tiny/mod.rs"]
 mod tiny;
 
@@ -20,6 +21,8 @@ fn key(name: &str, experts: &[&str]) -> Key {
         name: name.into(),
         hash: blake3::hash(format!("secret-{name}").as_bytes()).to_hex().to_string(),
         experts: experts.iter().map(|expert| expert.to_string()).collect(),
+        requests_per_minute: None,
+        tokens_per_minute: None,
     }
 }
 
@@ -30,6 +33,7 @@ fn options() -> Options {
         open: false,
         model_name: "tiny".into(),
         limits: Limits::default(),
+        audit_log: None,
     }
 }
 
@@ -95,10 +99,10 @@ fn redact(value: &mut Value) {
         Value::Object(fields) => {
             for (name, value) in fields.iter_mut() {
                 match name.as_str() {
-                    "id" if value.as_str().is_some_and(|id| id.contains("cmpl-")) => {
+                    "id" | "item_id" if value.as_str().is_some_and(|id| id.contains('-')) => {
                         *value = json!("[id]");
                     }
-                    "created" => *value = json!("[time]"),
+                    "created" | "created_at" => *value = json!("[time]"),
                     // Which tokens are likeliest may hang on rounding.
                     "top_logprobs" => *value = json!("[top]"),
                     _ => redact(value),
@@ -278,6 +282,13 @@ async fn wrong_requests_are_named() {
         chat(json!({"experts": "maintenance"})),
         chat(json!({"experts": ["alchemy"]})),
         chat(json!({"artel": {"tokens": true}})),
+        chat(json!({"top_k": -2})),
+        chat(json!({"seed": "x"})),
+        chat(json!({"frequency_penalty": 2.5})),
+        chat(json!({"repetition_penalty": 0})),
+        chat(json!({"min_p": 2})),
+        chat(json!({"typical_p": 0.5})),
+        chat(json!({"stop": vec!["x"; 17]})),
         messages(Value::Null),
         messages(json!([])),
         messages(json!("hello")),
@@ -352,7 +363,7 @@ async fn keys_are_needed_where_there_are_some() {
         line(status, &serde_json::from_str(&answer).unwrap()),
         @"401 authentication_error invalid_api_key -: this API key is not known"
     );
-    for path in ["/health", "/"] {
+    for path in ["/health", "/", "/metrics", "/openapi.json"] {
         assert_eq!(send(&router, "GET", path, "", "").await.0, 200, "{path}");
     }
 }
@@ -465,7 +476,7 @@ async fn a_slow_reader_is_cut_off() {
     let body = chat(json!({"stream": true, "max_tokens": 600, "logit_bias": {"257": -100}}));
     let request = Request::post(CHAT).body(Body::from(body.to_string())).unwrap();
     let response = router.oneshot(request).await.unwrap();
-    while engine.load() != engine::Load::default() {
+    while engine.load().running > 0 || engine.load().queued > 0 {
         tokio::task::yield_now().await;
     }
     let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();

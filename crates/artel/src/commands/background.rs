@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use engine::{Engine, Limits, Request, Sampling};
-use model::{ExpertSet, Message, Model};
+use model::{Message, Model};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::lines::Appender;
@@ -111,15 +111,7 @@ fn open_turn(model: &Model) -> Result<Vec<u32>> {
 
 fn generate(engine: &Engine, prompt: Vec<u32>, max_tokens: usize, seed: u64) -> Result<String> {
     let sampling = Sampling { seed, ..Sampling::default() };
-    let request = Request {
-        prompt,
-        max_tokens,
-        sampling,
-        stop: Vec::new(),
-        logprobs: None,
-        echo: false,
-        experts: ExpertSet::NONE,
-    };
+    let request = Request { prompt, max_tokens, sampling, ..Request::default() };
     Ok(engine.generate(request).context("the base writes on its own")?.text)
 }
 

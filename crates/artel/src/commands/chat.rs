@@ -49,10 +49,8 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
             prompt,
             max_tokens: args.max_tokens,
             sampling: Sampling { temperature: args.temperature, ..Sampling::default() },
-            stop: Vec::new(),
-            logprobs: None,
-            echo: false,
             experts,
+            ..Request::default()
         };
         let answer = stream(&engine, request, &names)?;
         messages.push(Message { role: "assistant".into(), content: answer });

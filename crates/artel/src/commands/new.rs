@@ -104,6 +104,8 @@ recipes = ["structure"]         # from the documents' own structure; "qa" and "r
 
 [serve]
 listen = "127.0.0.1:8080"
+# kv_mb = 2048                  # memory for conversations that run, and for prompts to be used again
+# audit_log = "requests.jsonl"  # who asked, when, how many tokens; never what
 # [[serve.keys]]                # `artel key new NAME --experts a,b` prints these lines
 # name = "anna"
 # hash = "…"

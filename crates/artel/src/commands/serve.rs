@@ -1,20 +1,23 @@
 //! `artel serve`: the model over HTTP.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use engine::Engine;
+use engine::{Engine, Limits};
+use model::Model;
 use serve::{Key, Options};
 
 use super::chat::{load, model_folder};
 use super::eval::expert_names;
 use crate::Setup;
-use crate::config::Config;
+use crate::config::Serve;
 use crate::failure::Hint;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A model under models/ [default: the joined one]
+    /// A model under models/, or the path of a GGUF file or a model's folder, which needs no
+    /// artel.toml [default: the joined one]
     #[arg(long)]
     model: Option<String>,
     /// Address and port [default: `listen` of artel.toml, or 127.0.0.1:8080]; port 0 takes a free one
@@ -26,38 +29,68 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
-    let config = setup.config()?;
-    let folder = model_folder(&config, args.model.as_deref())?;
-    let model = load(&folder)?;
+    let (path, config) = subject(args, setup)?;
+    let model = load(&path)?;
     let names = expert_names(&model);
+    let limits =
+        Limits { running: config.running, kv_bytes: config.kv_mb << 20, ..Limits::default() };
+    eprintln!("{}", memory(&model, limits));
     let options = Options {
-        listen: args.listen.unwrap_or(config.serve.listen),
+        listen: args.listen.unwrap_or(config.listen),
         keys: keys(&config, &names),
         open: args.open,
         model_name: model.name.clone(),
         limits: serve::Limits::default(),
+        audit_log: config.audit_log.map(|log| setup.folder_or(".").join(log)),
     };
-    let engine = Engine::start(Arc::new(model), setup.pool(), engine::Limits::default());
+    let engine = Engine::start(Arc::new(model), setup.pool(), limits);
     let ready = |address: &str| {
         println!("{address}");
         let experts = if names.is_empty() { "no experts".into() } else { names.join(", ") };
-        eprintln!("serving {} ({experts}); the chat page is at {address}", folder.display());
+        eprintln!("serving {} ({experts}); the chat page is at {address}", path.display());
     };
     serve::serve(engine, options, ready).context(Hint::new(
         "`artel key new NAME --experts …` makes a key; `--listen` another address",
     ))
 }
 
+/// What to serve, and how.
+fn subject(args: &Args, setup: &Setup) -> Result<(PathBuf, Serve)> {
+    let named = args.model.as_deref().map(Path::new);
+    if let Some(path) = named.filter(|path| path.components().count() > 1) {
+        return Ok((path.to_owned(), Serve::default()));
+    }
+    let config = setup.config()?;
+    Ok((model_folder(&config, args.model.as_deref())?, config.serve))
+}
+
+/// What the server will hold, at most.
+fn memory(model: &Model, limits: Limits) -> String {
+    const MB: f64 = 1e6;
+    format!(
+        "memory: {:.0} MB of weights, up to {:.0} MB of keys and values ({} tokens)",
+        model.decoder.bytes() as f64 / MB,
+        limits.kv_bytes as f64 / MB,
+        limits.kv_tokens(model.config()),
+    )
+}
+
 /// The keys of artel.toml. An expert that is no longer in the model is left out of a key: a
 /// withdrawal must not stop the server for everybody else.
-fn keys(config: &Config, names: &[String]) -> Vec<Key> {
+fn keys(config: &Serve, names: &[String]) -> Vec<Key> {
     let key = |key: &crate::config::Key| {
         let known = |expert: &&String| *expert == "*" || names.contains(expert);
         for expert in key.experts.iter().filter(|expert| !known(expert)) {
             eprintln!("key {:?}: expert {expert:?} is not in this model", key.name);
         }
         let experts = key.experts.iter().filter(known).cloned().collect();
-        Key { name: key.name.clone(), hash: key.hash.clone(), experts }
+        Key {
+            name: key.name.clone(),
+            hash: key.hash.clone(),
+            experts,
+            requests_per_minute: key.requests_per_minute,
+            tokens_per_minute: key.tokens_per_minute,
+        }
     };
-    config.serve.keys.iter().map(key).collect()
+    config.keys.iter().map(key).collect()
 }

@@ -1,29 +1,42 @@
+use std::sync::Arc;
+
+use kernel::attention::Pages;
+
 use super::ExpertSet;
 use crate::Config;
 
 /// Keys and values of the tokens that a sequence has so far, in every layer.
+///
+/// They stand in pages. Clones share them: a page that both hold is copied when one writes to it.
 #[derive(Clone)]
 pub struct KvCache {
-    pub(super) layers: Vec<LayerCache>,
+    pages: Vec<Arc<Page>>,
     pub(super) len: usize,
-    width: usize,
+    layers: usize,
+    kv_heads: usize,
+    head_dim: usize,
 }
 
-/// **Shapes**: keys, values `[len, kv_heads · head_dim]`; keys are rotated to their positions.
-#[derive(Clone, Default)]
-pub(super) struct LayerCache {
-    pub(super) keys: Vec<f32>,
-    pub(super) values: Vec<f32>,
+/// Keys and values of [`Page::TOKENS`] tokens that follow each other.
+///
+/// **Shapes**: `[layers, …]`, of each layer as [`Pages`] says; keys are rotated to their positions.
+#[derive(Clone)]
+pub struct Page(Vec<f32>);
+
+impl Page {
+    pub const TOKENS: usize = Pages::TOKENS;
+
+    /// Memory that a page takes, in bytes.
+    pub fn bytes(config: &Config) -> usize {
+        config.layers * Pages::page_len(config.kv_heads, config.head_dim) * size_of::<f32>()
+    }
 }
 
 impl KvCache {
     /// A cache without tokens.
     pub fn new(config: &Config) -> Self {
-        KvCache {
-            layers: vec![LayerCache::default(); config.layers],
-            len: 0,
-            width: config.kv_heads * config.head_dim,
-        }
+        let Config { layers, kv_heads, head_dim, .. } = *config;
+        KvCache { pages: Vec::new(), len: 0, layers, kv_heads, head_dim }
     }
 
     /// Tokens held.
@@ -35,18 +48,62 @@ impl KvCache {
         self.len == 0
     }
 
+    /// The pages, of which the last may hold fewer tokens than it has room for.
+    pub fn pages(&self) -> &[Arc<Page>] {
+        &self.pages
+    }
+
+    /// Appends full pages that were computed behind the same tokens.
+    ///
+    /// # Panics
+    /// If the last page of this cache is not full.
+    pub fn append(&mut self, pages: impl Iterator<Item = Arc<Page>>) {
+        assert!(self.len.is_multiple_of(Page::TOKENS), "{} tokens fill no pages", self.len);
+        self.pages.extend(pages);
+        self.len = self.pages.len() * Page::TOKENS;
+    }
+
+    /// Puts an equal page, which others hold too, in the place of this one.
+    pub fn share(&mut self, index: usize, page: Arc<Page>) {
+        debug_assert!(self.pages[index].0 == page.0, "pages differ");
+        self.pages[index] = page;
+    }
+
     /// Forgets all tokens from position `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        for layer in &mut self.layers {
-            layer.keys.truncate(self.len * self.width);
-            layer.values.truncate(self.len * self.width);
+        self.pages.truncate(self.len.div_ceil(Page::TOKENS));
+    }
+
+    /// Makes room for `tokens` more, whose keys and values can then be [written](Self::write).
+    pub(super) fn reserve(&mut self, tokens: usize) {
+        let size = self.layers * self.layer_len();
+        let pages = (self.len + tokens).div_ceil(Page::TOKENS);
+        self.pages.resize_with(pages, || Arc::new(Page(vec![0.0; size])));
+        for page in &mut self.pages[self.len / Page::TOKENS..] {
+            // A copy, where a clone of the cache holds the page too.
+            Arc::make_mut(page);
         }
     }
 
-    /// Memory that one token takes, in bytes.
-    pub fn bytes_per_token(config: &Config) -> usize {
-        config.layers * 2 * config.kv_heads * config.head_dim * size_of::<f32>()
+    /// Puts a token's keys and values `[2, kv_heads · head_dim]` at a position that was reserved.
+    pub(super) fn write(&mut self, layer: usize, position: usize, keys_values: &[f32]) {
+        let size = self.layer_len();
+        let (keys, values) = keys_values.split_at(keys_values.len() / 2);
+        let page = Arc::get_mut(&mut self.pages[position / Page::TOKENS]);
+        let page = page.expect("reserved pages belong to this cache alone");
+        let page = &mut page.0[layer * size..(layer + 1) * size];
+        Pages::write(page, position % Page::TOKENS, keys, values, self.head_dim);
+    }
+
+    /// Keys and values of a layer, page by page.
+    pub(super) fn layer(&self, layer: usize) -> impl Iterator<Item = &[f32]> {
+        let size = self.layer_len();
+        self.pages.iter().map(move |page| &page.0[layer * size..(layer + 1) * size])
+    }
+
+    fn layer_len(&self) -> usize {
+        Pages::page_len(self.kv_heads, self.head_dim)
     }
 }
 

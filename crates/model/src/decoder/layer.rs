@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use kernel::attention::{self, Heads, Rows, Sequence};
+use kernel::attention::{self, Heads, KeysValues, Pages, Rows, Sequence};
 use kernel::ops::{self, HeadRows, Rotary, Rotation};
 use kernel::{Buffer, Lanes, Left, Output, Pool, Routes, matmul_transposed};
 
@@ -359,9 +359,7 @@ fn attend(
         .iter()
         .map(|s| Sequence {
             queries: s.clone(),
-            keys: rows(heads),
-            values: rows(heads + kv_heads),
-            kv: s.clone(),
+            keys_values: KeysValues::Rows { keys: rows(heads), values: rows(heads + kv_heads) },
             window: None,
         })
         .collect();
@@ -376,33 +374,29 @@ fn attend_cached(
     layer: usize,
     window: Option<usize>,
 ) -> Vec<f32> {
-    let Heads { heads, kv_heads, head_dim } = pass.heads;
-    let (stride, kv_width) = (pass.heads.qkv_width(), kv_heads * head_dim);
-    let keys_at = heads * head_dim;
+    let Heads { heads, head_dim, .. } = pass.heads;
+    let stride = pass.heads.qkv_width();
     let mut row = 0;
     for input in inputs.iter_mut() {
-        let cache = &mut input.cache.layers[layer];
-        for values in qkv[row * stride..].chunks_exact(stride).take(input.tokens.len()) {
-            cache.keys.extend_from_slice(&values[keys_at..keys_at + kv_width]);
-            cache.values.extend_from_slice(&values[keys_at + kv_width..]);
+        let from = input.cache.len;
+        for (index, values) in
+            qkv[row * stride..].chunks_exact(stride).take(input.tokens.len()).enumerate()
+        {
+            input.cache.write(layer, from + index, &values[heads * head_dim..]);
         }
         row += input.tokens.len();
     }
+    let parts: Vec<Vec<&[f32]>> =
+        inputs.iter().map(|input| input.cache.layer(layer).collect()).collect();
     let mut first = 0;
     let sequences: Vec<Sequence> = inputs
         .iter()
-        .map(|input| {
-            let cache = &input.cache.layers[layer];
+        .zip(&parts)
+        .map(|(input, parts)| {
             let queries = first..first + input.tokens.len();
             first = queries.end;
-            let rows = |values| Rows { values, stride: kv_width, offset: 0 };
-            Sequence {
-                queries,
-                keys: rows(&cache.keys),
-                values: rows(&cache.values),
-                kv: 0..cache.keys.len() / kv_width,
-                window,
-            }
+            let pages = Pages { parts, len: input.cache.len + input.tokens.len() };
+            Sequence { queries, keys_values: KeysValues::Pages(pages), window }
         })
         .collect();
     let mut out = vec![0.0; row * heads * head_dim];

@@ -22,7 +22,7 @@ use layer::{Layer, Pass};
 use linear::Linear;
 use mixture::Mixture;
 
-pub use cache::{Input, KvCache};
+pub use cache::{Input, KvCache, Page};
 pub use linear::Purpose;
 pub use load::read_experts;
 pub use mixture::{ExpertLayer, ExpertWeights};
@@ -55,6 +55,9 @@ pub struct Hidden {
 }
 
 impl Decoder {
+    /// Fewer tokens of a sequence than this are attended to row by row, whose sums round otherwise.
+    pub const LEAST_CUT: usize = kernel::attention::FEW_ROWS;
+
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -110,7 +113,8 @@ impl Decoder {
     }
 
     /// Runs the new tokens of several sequences in one batch and extends their caches. What a
-    /// sequence gets does not depend on the others.
+    /// sequence gets does not depend on the others, bit for bit; nor on how its tokens are divided
+    /// among calls, as long as each has at least [`Decoder::LEAST_CUT`] of them.
     ///
     /// # Panics
     /// If an input has no tokens, a token lies beyond the vocabulary, or a cache would outgrow the
@@ -124,6 +128,9 @@ impl Decoder {
             positions.extend(from as u32..to as u32);
             tokens.extend_from_slice(input.tokens);
             sets.extend(input.tokens.iter().map(|_| input.experts));
+        }
+        for input in inputs.iter_mut() {
+            input.cache.reserve(input.tokens.len());
         }
         let pass = self.pass(pool, positions);
         let mut x = self.embed(&tokens);

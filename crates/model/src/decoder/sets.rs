@@ -1,5 +1,5 @@
 /// A set of department experts, by their index in the model: what a request may use.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct ExpertSet(u64);
 
 impl ExpertSet {

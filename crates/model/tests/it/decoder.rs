@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kernel::{Pool, Precision, loss};
+use kernel::{Pool, Precision, logits, loss};
 use model::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Input, KvCache, Model, Purpose,
 };
@@ -29,7 +29,7 @@ fn log_probs(decoder: &Decoder, pool: &Pool, tokens: &[u32], experts: ExpertSet)
     let input = Input { tokens, cache: &mut cache, experts };
     let mut logits = decoder.logits(pool, &decoder.forward(pool, &mut [input]).rows);
     for row in logits.chunks_exact_mut(decoder.config().vocab) {
-        let sum = loss::log_sum_exp(row);
+        let sum = logits::log_sum_exp(row);
         row.iter_mut().for_each(|logit| *logit -= sum);
     }
     logits
@@ -130,6 +130,49 @@ fn generation_gives_the_same_bits_alone_and_in_a_batch() {
     }
 }
 
+#[test]
+fn a_prompt_read_in_parts_gives_the_same_bits() {
+    let model = load("gemma3", Purpose::Generation);
+    let (decoder, experts) = (&model.decoder, ExpertSet::NONE);
+    let tokens: Vec<u32> = (0..120).map(|i| 4 + i * 7 % 250).collect();
+    let read = |cuts: &[usize]| {
+        let mut cache = KvCache::new(decoder.config());
+        let mut rows = Vec::new();
+        for cut in cuts {
+            let tokens = &tokens[cache.len()..cache.len() + cut];
+            let input = Input { tokens, cache: &mut cache, experts };
+            rows.extend(decoder.forward(&Pool::new(2), &mut [input]).rows);
+        }
+        rows
+    };
+    let whole = read(&[120]);
+    let least = Decoder::LEAST_CUT;
+    for cuts in [&[32, 88][..], &[64, 32, 24], &[115, least], &[least, 70, 45]] {
+        assert!(whole == read(cuts), "{cuts:?}");
+    }
+}
+
+#[test]
+fn clones_of_a_cache_share_pages_until_one_writes() {
+    let model = load("gemma3", Purpose::Generation);
+    let decoder = &model.decoder;
+    let run = |cache: &mut KvCache, tokens: &[u32]| {
+        let input = Input { tokens, cache, experts: ExpertSet::NONE };
+        decoder.forward(&Pool::new(1), &mut [input]).rows
+    };
+    let prompt: Vec<u32> = (0..40).map(|i| 4 + i).collect();
+    let mut first = KvCache::new(decoder.config());
+    run(&mut first, &prompt);
+    let mut second = first.clone();
+    let ends = [run(&mut first, &[9]), run(&mut second, &[200])];
+    let mut alone = KvCache::new(decoder.config());
+    run(&mut alone, &prompt);
+    assert_eq!(run(&mut alone.clone(), &[9]), ends[0]);
+    assert_eq!(run(&mut alone, &[200]), ends[1]);
+    assert!(std::sync::Arc::ptr_eq(&first.pages()[0], &second.pages()[0]));
+    assert!(!std::sync::Arc::ptr_eq(&first.pages()[1], &second.pages()[1]));
+}
+
 /// Needs a GGUF file in a block format, its path in `ARTEL_MODEL`.
 ///
 /// The exact run writes; at each place the fast one must name the same token, or one that the exact
@@ -207,7 +250,7 @@ fn chunks_and_single_tokens_through_the_cache_agree_with_one_pass() {
     }
     let mut logits = decoder.logits(&pool, &rows);
     for row in logits.chunks_exact_mut(decoder.config().vocab) {
-        let sum = loss::log_sum_exp(row);
+        let sum = logits::log_sum_exp(row);
         row.iter_mut().for_each(|logit| *logit -= sum);
     }
     assert!(largest_difference(&whole, &logits) < 1e-4);

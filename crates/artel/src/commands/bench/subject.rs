@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use kernel::logits::largest;
 use kernel::{Pool, Precision};
 use model::{ExpertSet, Input, KvCache, Model, Purpose};
 
@@ -74,7 +75,8 @@ impl Subject {
         let input = Input { tokens, cache, experts: ExpertSet::all(decoder.experts()) };
         let rows = decoder.forward(&self.pool, &mut [input]).rows;
         let logits = decoder.logits(&self.pool, &rows[rows.len() - self.model.config().hidden..]);
-        likeliest(&logits)
+        let (likeliest, _) = largest(&logits).expect("the model's logits are numbers");
+        likeliest as u32
     }
 
     /// One line about what is measured, for stderr.
@@ -92,32 +94,5 @@ impl Subject {
 impl SubjectArgs {
     pub(super) fn path(&self) -> &Path {
         &self.model
-    }
-}
-
-/// The first of the largest logits. In lanes, so that the search weighs little beside the model.
-fn likeliest(logits: &[f32]) -> u32 {
-    let (chunks, rest) = logits.as_chunks::<16>();
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    for chunk in chunks {
-        for (lane, logit) in lanes.iter_mut().zip(chunk) {
-            *lane = if *logit > *lane { *logit } else { *lane };
-        }
-    }
-    let best = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-    logits.iter().position(|logit| *logit == best).unwrap_or(0) as u32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_of_the_largest_is_named() {
-        let mut logits = vec![-1.0; 35];
-        for at in [34, 33, 17, 5] {
-            logits[at] = 2.0;
-            assert_eq!(likeliest(&logits), at as u32);
-        }
     }
 }
