@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod endpoints;
+mod hostile;
+#[path = "../../model/tests/mutate/mod.rs"]
+mod mutate;
 #[path = "../../engine/tests/tiny/mod.rs"]
 mod tiny;
 

@@ -252,8 +252,17 @@ async fn metrics_count_what_was_answered() {
         assert_eq!(post(&router, CHAT, chat(always.clone())).await.0, 200);
     }
     assert_eq!(post(&router, CHAT, chat(json!({"n": 0}))).await.0, 400);
-    let (status, page) = send(&router, "GET", "/metrics", "", "").await;
-    assert_eq!(status, 200);
+    // An answer is whole a moment before its request has left the batch.
+    let mut page = String::new();
+    for _ in 0..500 {
+        let (status, text) = send(&router, "GET", "/metrics", "", "").await;
+        assert_eq!(status, 200);
+        page = text;
+        if page.lines().any(|line| line == "artel_requests_running 0") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     for line in [
         "vllm:num_requests_running{model_name=\"tiny\"} 0",
         "vllm:num_requests_waiting{model_name=\"tiny\"} 0",
