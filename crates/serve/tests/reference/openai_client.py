@@ -160,8 +160,9 @@ def scored_as_generated():
     ours = generated.choices[0].logprobs.token_logprobs
     theirs = scored.choices[0].logprobs.token_logprobs[-len(ours) :]
     worst = max(abs(a - b) for a, b in zip(ours, theirs))
-    # Prompt and answer are computed in batches of other shapes, and may round otherwise.
-    assert worst < 0.05, worst
+    # A prompt's attention is summed in another order than an answer's, and where an activation is rounded to
+    # 8 bits the last digit of a sum can turn it.
+    assert worst < 0.1, worst
     return f"largest difference {worst:.1e}"
 
 
