@@ -1,6 +1,6 @@
 use engine::{Token, chat_prompt};
 use model::Message;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
@@ -23,16 +23,8 @@ pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, Ap
     fields.finish()?;
     let prompt = chat_prompt(app.model(), &messages)
         .map_err(|error| ApiError::of_engine(error, "messages"))?;
-    Ok(Job {
-        prompts: vec![prompt],
-        max_tokens: parameters.max_tokens.unwrap_or(app.limits.answer_tokens),
-        parameters,
-        logprobs,
-        echo: false,
-        embed: false,
-        prompt_field: "messages",
-        repeated: Map::new(),
-    })
+    let job = Job::new(vec![prompt], "messages", parameters, app.limits.answer_tokens);
+    Ok(Job { logprobs, ..job })
 }
 
 fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {

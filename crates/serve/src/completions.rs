@@ -36,16 +36,7 @@ pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, Ap
         let message = format!("prompts × n is {choices}, the limit is {limit}");
         return Err(ApiError::invalid("prompt", message));
     }
-    Ok(Job {
-        prompts,
-        max_tokens: parameters.max_tokens.unwrap_or(ANSWER_TOKENS),
-        parameters,
-        logprobs,
-        echo,
-        embed: false,
-        prompt_field: "prompt",
-        repeated: Map::new(),
-    })
+    Ok(Job { logprobs, echo, ..Job::new(prompts, "prompt", parameters, ANSWER_TOKENS) })
 }
 
 /// The prompts in the field `field`.

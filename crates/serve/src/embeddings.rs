@@ -35,16 +35,7 @@ pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, Ap
     }
     let mut repeated = Map::new();
     repeated.insert("encoding_format".into(), json!(encoding));
-    Ok(Job {
-        prompts,
-        max_tokens: 0,
-        parameters,
-        logprobs: None,
-        echo: false,
-        embed: true,
-        prompt_field: "input",
-        repeated,
-    })
+    Ok(Job { embed: true, repeated, ..Job::new(prompts, "input", parameters, 0) })
 }
 
 /// The whole answer.

@@ -30,6 +30,25 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// Text after each of the prompts, of `answer_tokens` where the request sets no length.
+    pub(crate) fn new(
+        prompts: Vec<Vec<u32>>,
+        prompt_field: &'static str,
+        parameters: Parameters,
+        answer_tokens: usize,
+    ) -> Self {
+        Job {
+            prompts,
+            max_tokens: parameters.max_tokens.unwrap_or(answer_tokens),
+            parameters,
+            logprobs: None,
+            echo: false,
+            embed: false,
+            prompt_field,
+            repeated: Map::new(),
+        }
+    }
+
     pub(crate) fn experts(&self) -> ExpertSet {
         self.parameters.experts
     }

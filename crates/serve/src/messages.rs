@@ -2,7 +2,7 @@
 
 use engine::{Finish, chat_prompt};
 use model::Message;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
@@ -28,16 +28,7 @@ pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, Ap
     parameters.stream = parameters::stream(&mut fields)?;
     let prompt = prompt(app, &mut fields)?;
     fields.finish()?;
-    Ok(Job {
-        prompts: vec![prompt],
-        max_tokens: parameters.max_tokens.unwrap_or(app.limits.answer_tokens),
-        parameters,
-        logprobs: None,
-        echo: false,
-        embed: false,
-        prompt_field: "messages",
-        repeated: Map::new(),
-    })
+    Ok(Job::new(vec![prompt], "messages", parameters, app.limits.answer_tokens))
 }
 
 /// What `/v1/messages/count_tokens` answers.

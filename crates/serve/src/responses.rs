@@ -40,16 +40,8 @@ pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, Ap
         "top_p": sampling.top_p,
     });
     let Value::Object(repeated) = repeated else { unreachable!("it is an object") };
-    Ok(Job {
-        prompts: vec![prompt],
-        max_tokens: parameters.max_tokens.unwrap_or(app.limits.answer_tokens),
-        parameters,
-        logprobs: None,
-        echo: false,
-        embed: false,
-        prompt_field: "input",
-        repeated,
-    })
+    let job = Job::new(vec![prompt], "input", parameters, app.limits.answer_tokens);
+    Ok(Job { repeated, ..job })
 }
 
 fn unsupported(fields: &mut Fields) -> Result<(), ApiError> {
@@ -102,18 +94,14 @@ fn messages(instructions: Option<String>, input: Value) -> Result<Vec<Message>, 
 
 /// The answer; `choice` is what it has become so far.
 pub(crate) fn whole(reply: &Reply, choice: &Choice) -> Value {
-    let (status, reason) = match choice.finish {
-        None => ("in_progress", None),
-        Some(Finish::Length) => ("incomplete", Some("max_output_tokens")),
-        Some(Finish::Stop | Finish::StopString(_)) => ("completed", None),
-    };
+    let cut = matches!(choice.finish, Some(Finish::Length));
     let mut answer = json!({
         "id": reply.id,
         "object": "response",
         "created_at": reply.created,
-        "status": status,
+        "status": status(choice),
         "error": null,
-        "incomplete_details": reason.map(|reason| json!({"reason": reason})),
+        "incomplete_details": cut.then(|| json!({"reason": "max_output_tokens"})),
         "model": reply.app.model_name,
         "output": [],
         "parallel_tool_calls": false,
@@ -143,12 +131,15 @@ pub(crate) fn whole(reply: &Reply, choice: &Choice) -> Value {
     answer
 }
 
-fn item(reply: &Reply, choice: &Choice) -> Value {
-    let status = match choice.finish {
+fn status(choice: &Choice) -> &'static str {
+    match choice.finish {
         None => "in_progress",
         Some(Finish::Length) => "incomplete",
         Some(Finish::Stop | Finish::StopString(_)) => "completed",
-    };
+    }
+}
+
+fn item(reply: &Reply, choice: &Choice) -> Value {
     let content = match choice.finish {
         None => json!([]),
         Some(_) => json!([part(&choice.text)]),
@@ -156,7 +147,7 @@ fn item(reply: &Reply, choice: &Choice) -> Value {
     json!({
         "type": "message",
         "id": item_id(reply),
-        "status": status,
+        "status": status(choice),
         "role": "assistant",
         "content": content,
     })

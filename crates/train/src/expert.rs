@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{self, State};
 use crate::metrics::Metrics;
 use crate::muon::{self, Matrix};
+use crate::options::gradient_scale;
 use crate::schedule::{Curve, Packing, Plan, Shape};
 use crate::step::{self, Losses, Material};
 use crate::{Error, Optimizer, Options, Sample};
@@ -209,7 +210,7 @@ impl Run<'_> {
             eps: 1e-8,
             weight_decay: options.weight_decay,
             step: self.state.step as u32 + 1,
-            gradient_scale: (options.clip / norm.max(1e-12)).min(1.0),
+            gradient_scale: gradient_scale(options.clip, norm),
         };
         let router = AdamW { learning_rate: options.router_rate * learning_rate, ..adamw };
         let states = self.state.mean.tensors_mut().zip(self.state.square.tensors_mut());

@@ -86,30 +86,28 @@ impl Options {
     /// # Errors
     /// [`Error::Option`] naming the first value that cannot work.
     pub fn check(&self) -> Result<(), Error> {
-        let fail = |name, value: String, expected: &str| {
-            Err(Error::Option { name, value, expected: expected.into() })
-        };
         if !(1..=1 << 16).contains(&self.width) {
-            return fail("width", self.width.to_string(), "use 1 to 65536, 128 for instance");
+            return refuse("width", self.width.to_string(), "use 1 to 65536, 128 for instance");
         }
         if !(0.0..1.0).contains(&self.first_layer) {
             let expected = "use a share of the depth from 0 to below 1";
-            return fail("first_layer", self.first_layer.to_string(), expected);
+            return refuse("first_layer", self.first_layer.to_string(), expected);
         }
-        if !(self.learning_rate > 0.0 && self.learning_rate < 1.0) {
-            let expected = "use a rate between 0 and 1, 1e-2 for instance";
-            return fail("learning_rate", self.learning_rate.to_string(), expected);
-        }
+        check_learning_rate(self.learning_rate, "1e-2")?;
         if self.passes == 0 {
-            return fail("passes", "0".into(), "use at least 1");
+            return refuse("passes", "0".into(), "use at least 1");
         }
         if self.example_repeats == 0 {
-            return fail("example_repeats", "0".into(), "use at least 1");
+            return refuse("example_repeats", "0".into(), "use at least 1");
         }
         if self.sequence_tokens < 2 || self.batch_tokens < self.sequence_tokens {
             let value =
                 format!("{} with sequence_tokens {}", self.batch_tokens, self.sequence_tokens);
-            return fail("batch_tokens", value, "a step must hold a sequence of at least 2 tokens");
+            return refuse(
+                "batch_tokens",
+                value,
+                "a step must hold a sequence of at least 2 tokens",
+            );
         }
         let shares = [
             ("router_rate", self.router_rate),
@@ -122,14 +120,42 @@ impl Options {
             ("warmup", self.warmup),
             ("weight_decay", self.weight_decay),
         ];
-        for (name, value) in shares {
-            if !(0.0..=100.0).contains(&value) {
-                return fail(name, value.to_string(), "use a number from 0 to 100");
-            }
-        }
-        if self.clip <= 0.0 || !self.clip.is_finite() {
-            return fail("clip", self.clip.to_string(), "use a number above 0");
-        }
-        Ok(())
+        check_shares(&shares, 100.0)?;
+        check_clip(self.clip)
     }
+}
+
+/// An option's value that cannot work, and what to do.
+pub(crate) fn refuse(name: &'static str, value: String, expected: &str) -> Result<(), Error> {
+    Err(Error::Option { name, value, expected: expected.into() })
+}
+
+pub(crate) fn check_learning_rate(rate: f32, example: &str) -> Result<(), Error> {
+    if !(rate > 0.0 && rate < 1.0) {
+        let expected = format!("use a rate between 0 and 1, {example} for instance");
+        return refuse("learning_rate", rate.to_string(), &expected);
+    }
+    Ok(())
+}
+
+/// That each of the named values is from 0 to `most`.
+pub(crate) fn check_shares(shares: &[(&'static str, f32)], most: f32) -> Result<(), Error> {
+    match shares.iter().find(|(_, value)| !(0.0..=most).contains(value)) {
+        None => Ok(()),
+        Some((name, value)) => {
+            refuse(name, value.to_string(), &format!("use a number from 0 to {most}"))
+        }
+    }
+}
+
+pub(crate) fn check_clip(clip: f32) -> Result<(), Error> {
+    if clip <= 0.0 || !clip.is_finite() {
+        return refuse("clip", clip.to_string(), "use a number above 0");
+    }
+    Ok(())
+}
+
+/// What a gradient is multiplied with, so that its global norm is at most `clip`.
+pub(crate) fn gradient_scale(clip: f32, norm: f32) -> f32 {
+    (clip / norm.max(1e-12)).min(1.0)
 }

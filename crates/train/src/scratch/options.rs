@@ -1,6 +1,7 @@
 use model::{Config, Family, Routing};
 use serde::{Deserialize, Serialize};
 
+use crate::options::{check_clip, check_learning_rate, check_shares, refuse};
 use crate::{Error, Optimizer, Shape};
 
 /// A model to train from scratch, and how.
@@ -108,9 +109,6 @@ impl Options {
     /// # Errors
     /// [`Error::Option`] naming the first value that cannot work.
     pub fn check(&self) -> Result<(), Error> {
-        let fail = |name, value: String, expected: &str| {
-            Err(Error::Option { name, value, expected: expected.into() })
-        };
         let sizes = [
             ("hidden", self.hidden),
             ("layers", self.layers),
@@ -121,57 +119,47 @@ impl Options {
         ];
         for (name, value) in sizes {
             if !(1..=1 << 16).contains(&value) {
-                return fail(name, value.to_string(), "use 1 to 65536");
+                return refuse(name, value.to_string(), "use 1 to 65536");
             }
         }
         if !self.hidden.is_multiple_of(2 * self.heads) {
             let expected = format!("each of {} heads must have the same even size", self.heads);
-            return fail("hidden", self.hidden.to_string(), &expected);
+            return refuse("hidden", self.hidden.to_string(), &expected);
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let expected = format!("it must divide the {} heads", self.heads);
-            return fail("kv_heads", self.kv_heads.to_string(), &expected);
+            return refuse("kv_heads", self.kv_heads.to_string(), &expected);
         }
         let even = |width: usize| width.is_multiple_of(2) && (2..=1 << 16).contains(&width);
         if !even(self.width) {
-            return fail("width", self.width.to_string(), "use an even number from 2 to 65536");
+            return refuse("width", self.width.to_string(), "use an even number from 2 to 65536");
         }
         if self.experts > 0 {
             if !(1..=self.experts).contains(&self.top_k) || self.experts > 1 << 12 {
                 let value = format!("{} of {} experts", self.top_k, self.experts);
-                return fail("top_k", value, "use at least 1, and no more than there are");
+                return refuse("top_k", value, "use at least 1, and no more than there are");
             }
             if !even(self.expert_width) || !self.width.is_multiple_of(self.expert_width) {
                 let value = format!("{} beside a width of {}", self.expert_width, self.width);
-                return fail("expert_width", value, "it must be even, and divide the width");
+                return refuse("expert_width", value, "it must be even, and divide the width");
             }
         }
         if self.context < 2 || self.micro_batch_tokens < self.context {
             let value = format!("{} with context {}", self.micro_batch_tokens, self.context);
             let expected = "it must hold a sequence of at least 2 tokens";
-            return fail("micro_batch_tokens", value, expected);
+            return refuse("micro_batch_tokens", value, expected);
         }
         if self.batch_tokens < self.context {
             let value = format!("{} with context {}", self.batch_tokens, self.context);
-            return fail("batch_tokens", value, "a step must hold a sequence");
+            return refuse("batch_tokens", value, "a step must hold a sequence");
         }
-        if !(self.learning_rate > 0.0 && self.learning_rate < 1.0) {
-            let expected = "use a rate between 0 and 1, 3e-3 for instance";
-            return fail("learning_rate", self.learning_rate.to_string(), expected);
-        }
+        check_learning_rate(self.learning_rate, "3e-3")?;
         let shares = [
             ("warmup", self.warmup),
             ("weight_decay", self.weight_decay),
             ("balance_rate", self.balance_rate),
         ];
-        for (name, value) in shares {
-            if !(0.0..=1.0).contains(&value) {
-                return fail(name, value.to_string(), "use a number from 0 to 1");
-            }
-        }
-        if self.clip <= 0.0 || !self.clip.is_finite() {
-            return fail("clip", self.clip.to_string(), "use a number above 0");
-        }
-        Ok(())
+        check_shares(&shares, 1.0)?;
+        check_clip(self.clip)
     }
 }

@@ -8,6 +8,7 @@ use super::Options;
 use crate::Optimizer;
 use crate::checkpoint::State;
 use crate::muon::{self, Matrix};
+use crate::options::gradient_scale;
 
 /// The global norm of the gradients.
 pub(super) fn norm(pool: &Pool, config: &Config, gradients: &Weights) -> f32 {
@@ -53,7 +54,7 @@ pub(super) fn update(
         eps: 1e-8,
         weight_decay: 0.0,
         step: state.step as u32 + 1,
-        gradient_scale: (options.clip / norm.max(1e-12)).min(1.0),
+        gradient_scale: gradient_scale(options.clip, norm),
     };
     let means = state.mean.tensors_mut(config).into_iter().zip(state.square.tensors_mut(config));
     let tensors = state.weights.tensors_mut(config).into_iter().zip(gradients.tensors(config));
