@@ -79,6 +79,8 @@ pub(crate) enum Teacher {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Background {
     pub texts: Option<usize>,
+    /// Texts in the manner of what a department is asked, for each department.
+    pub near_misses: Option<usize>,
     /// Of each text, at most.
     pub tokens: Option<usize>,
 }

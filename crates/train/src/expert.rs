@@ -105,7 +105,6 @@ pub fn train_expert(
 
 fn packing(options: &Options) -> Packing {
     Packing {
-        passes: options.passes,
         batch_tokens: options.batch_tokens,
         negative_share: options.negative_share,
         seed: options.seed,

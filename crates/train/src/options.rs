@@ -23,10 +23,10 @@ pub struct Options {
     pub learning_rate: f32,
     /// The router row's rate, as a multiple of `learning_rate`.
     pub router_rate: f32,
-    /// Times the whole material is gone through.
+    /// Times documents and statements are gone through.
     pub passes: usize,
-    /// Times an example stands in one pass, against a document's once.
-    pub example_repeats: usize,
+    /// Times questions are.
+    pub question_passes: usize,
     /// Tokens of one step, the base's own text not counted.
     pub batch_tokens: usize,
     /// The longest sequence; longer documents are cut.
@@ -64,7 +64,7 @@ impl Default for Options {
             learning_rate: 1e-2,
             router_rate: 0.5,
             passes: 2,
-            example_repeats: 1,
+            question_passes: 3,
             batch_tokens: 256,
             sequence_tokens: 256,
             prompt_weight: 0.0,
@@ -97,8 +97,8 @@ impl Options {
         if self.passes == 0 {
             return refuse("passes", "0".into(), "use at least 1");
         }
-        if self.example_repeats == 0 {
-            return refuse("example_repeats", "0".into(), "use at least 1");
+        if self.question_passes == 0 {
+            return refuse("question_passes", "0".into(), "use at least 1");
         }
         if self.sequence_tokens < 2 || self.batch_tokens < self.sequence_tokens {
             let value =

@@ -35,6 +35,7 @@ pub fn sequences(
                 tokens: tokens.to_vec(),
                 weights: vec![1.0; tokens.len()],
                 softened: false,
+                passes: options.passes,
             },
         ));
     }

@@ -74,12 +74,8 @@ pub fn train(
 ) -> Result<Summary, Error> {
     let &Job { folder, config, samples, options, .. } = job;
     options.check()?;
-    let packing = Packing {
-        passes: options.passes,
-        batch_tokens: options.batch_tokens,
-        negative_share: 0.0,
-        seed: options.seed,
-    };
+    let packing =
+        Packing { batch_tokens: options.batch_tokens, negative_share: 0.0, seed: options.seed };
     let plan = Plan::new(samples, &[], &packing);
     let mut trainer = match State::resume(folder, |path| Weights::read_file(config, path))? {
         Some(state) => Trainer::of(pool, config, precision, options, state),
