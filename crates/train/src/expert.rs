@@ -76,7 +76,8 @@ pub fn train_expert(
     let &Job { name, folder, samples, negatives, options } = job;
     options.check()?;
     let plan = Plan::new(samples, negatives, &packing(options));
-    let mut material = Material::new(pool, decoder, samples, negatives);
+    let first = options.first_layer_of(decoder.config().layers);
+    let mut material = Material::new(pool, decoder, samples, negatives, first);
     let state = begin(folder, decoder, options)?;
     let gradients = state.weights.clone();
     let mut run = Run { folder, name, pool, options, plan, state, gradients };
@@ -120,7 +121,7 @@ fn begin(
         return Ok(state);
     }
     let config = decoder.config();
-    let first = (options.first_layer * config.layers as f32) as usize;
+    let first = options.first_layer_of(config.layers);
     let zeros =
         || ExpertWeights::zeros(config.layers, first..config.layers, config.hidden, options.width);
     let mut weights = zeros();

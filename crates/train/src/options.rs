@@ -123,6 +123,11 @@ impl Options {
         check_shares(&shares, 100.0)?;
         check_clip(self.clip)
     }
+
+    /// The first of `layers` with a part of the expert.
+    pub(crate) fn first_layer_of(&self, layers: usize) -> usize {
+        (self.first_layer * layers as f32) as usize
+    }
 }
 
 /// An option's value that cannot work, and what to do.

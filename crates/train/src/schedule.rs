@@ -1,6 +1,8 @@
 //! What each step trains on, and at which rate: functions of the seed and the step's number, so
 //! that a resumed run needs no other state.
 
+use std::ops::Range;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -75,6 +77,23 @@ fn due(own: usize, pass: usize, all: usize) -> bool {
     up_to(pass + 1) > up_to(pass)
 }
 
+/// Runs of lengths that add up to `most` at most, where none is longer by itself.
+pub(crate) fn runs(lengths: &[usize], most: usize) -> Vec<Range<usize>> {
+    let mut runs = Vec::new();
+    let (mut start, mut sum) = (0, 0);
+    for (index, length) in lengths.iter().enumerate() {
+        if sum + length > most && index > start {
+            runs.push(start..index);
+            (start, sum) = (index, 0);
+        }
+        sum += length;
+    }
+    if start < lengths.len() {
+        runs.push(start..lengths.len());
+    }
+    runs
+}
+
 /// How the learning rate goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -139,6 +158,13 @@ mod tests {
         }
         assert!(seen.iter().zip(&samples).all(|(&n, sample)| n == sample.passes));
         assert_eq!(plan.steps, Plan::new(&samples, &[vec![0; 10], vec![0; 10]], &options).steps);
+    }
+
+    #[test]
+    fn runs_hold_all_in_order_and_no_more_than_fits() {
+        assert_eq!(runs(&[3, 4, 5, 20, 1, 1], 8), [0..2, 2..3, 3..4, 4..6]);
+        assert_eq!(runs(&[8], 8), [0..1]);
+        assert!(runs(&[], 8).is_empty());
     }
 
     #[test]

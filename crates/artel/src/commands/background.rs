@@ -157,15 +157,20 @@ fn write_like(asked: &[[Message; 2]], writer: &Writer, index: usize) -> Result<T
     const SHOWN: usize = 6;
     let model = writer.engine.model();
     let mut rng = ChaCha8Rng::seed_from_u64(writer.seed.wrapping_add((index / WAVE) as u64));
-    let mut prompt = String::new();
+    let room = model.config().context / 2;
+    let (mut list, mut prompt) = (String::new(), Vec::new());
     for [question, answer] in asked.choose_multiple(&mut rng, SHOWN) {
-        prompt += &format!("Question: {}\nAnswer: {}\n\n", question.content, answer.content);
+        list += &format!("Question: {}\nAnswer: {}\n\n", question.content, answer.content);
+        let longer = model.tokenizer.encode_plain(&format!("{list}Question:"))?;
+        if !prompt.is_empty() && longer.len() > room {
+            break;
+        }
+        prompt = longer;
     }
-    prompt += "Question:";
+    prompt.truncate(room);
     // Cooler than free text, or a small base leaves the manner.
     let seed = writer.seed.wrapping_add(1 + index as u64);
     let sampling = Sampling { temperature: 0.8, top_p: 0.95, seed, ..Sampling::default() };
-    let prompt = model.tokenizer.encode_plain(&prompt)?;
     let written = generate(writer, prompt, &["\n\n"], sampling)?;
     let (question, answer) = written.split_once("\nAnswer:").unwrap_or((&written, ""));
     let turn = |role: &str, text: &str| Message { role: role.into(), content: text.trim().into() };

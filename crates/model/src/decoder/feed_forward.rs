@@ -99,6 +99,11 @@ impl Fused {
         }
     }
 
+    /// Whether some experts are chosen for each row.
+    pub(super) fn is_routed(&self) -> bool {
+        self.routed.is_some()
+    }
+
     /// The experts of each row, where there are such.
     ///
     /// **Shapes**: x `[tokens, hidden]`.
@@ -139,7 +144,7 @@ impl Fused {
     /// Adds to `dx` the gradient with respect to the rows, given `dy` with respect to the output;
     /// sets or adds to the weights' gradients.
     ///
-    /// **Shapes**: dx, x, dy `[tokens, hidden]`; x is what [`Fused::choose`] was given.
+    /// **Shapes**: dx, x, dy `[tokens, hidden]`; x is what [`Fused::choose`] was given, where it chose.
     pub(super) fn backward(
         &self,
         pool: &Pool,

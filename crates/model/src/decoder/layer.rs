@@ -1,8 +1,8 @@
 use std::ops::Range;
 
-use kernel::attention::{self, Heads, KeysValues, Pages, Rows, Sequence};
+use kernel::attention::{self, Attended, Heads, KeysValues, Pages, Rows, Sequence};
 use kernel::ops::{self, HeadRows, Rotary, Rotation};
-use kernel::{Buffer, Lanes, Left, Output, Pool, Routes, matmul_transposed};
+use kernel::{Buffer, Lanes, Left, Output, Pool, Precision, Routes, matmul_transposed};
 
 use super::feed_forward::{FeedForward, FusedStash};
 use super::linear::Linear;
@@ -51,15 +51,15 @@ pub(super) struct Pass<'p, 'a> {
 /// **Shapes**: x, middle `[tokens, hidden]`; qkv `[tokens, qkv_width]`; attended
 /// `[tokens, heads · head_dim]`; log_sums `[tokens, heads]`.
 pub(super) struct Stash<'a> {
-    x: Vec<f32>,
+    x: Buffer<'a>,
     /// The normed rows of `x`.
     inputs: Lanes<'a>,
     /// Queries, keys and values before the heads' norms, where there are such.
-    raw: Option<Vec<f32>>,
+    raw: Option<Buffer<'a>>,
     qkv: Buffer<'a>,
     attended: Buffer<'a>,
     log_sums: Vec<f32>,
-    middle: Vec<f32>,
+    middle: Buffer<'a>,
     feed_forward: FeedForwardStash<'a>,
 }
 
@@ -85,8 +85,8 @@ impl Stash<'_> {
 /// Whose gradients the backward pass gives.
 pub(super) enum Trained<'a> {
     /// Those of the expert beside the layer's frozen weights are added; for `pull` see
-    /// [`Upstream`].
-    Expert { gradients: &'a mut ExpertLayer, pull: &'a [f32] },
+    /// [`Upstream`]. In the lowest layer with a part of it nobody asks for more.
+    Expert { gradients: &'a mut ExpertLayer, pull: &'a [f32], lowest: bool },
     /// Those of all weights are set or added.
     Whole { gradients: &'a mut LayerWeights, mode: Output },
 }
@@ -137,21 +137,21 @@ impl Layer {
         sequences: &[Range<usize>],
     ) -> Stash<'a> {
         let pool = pass.pool;
-        let before = x.to_vec();
+        let before = copy(pool, x);
         let hidden = self.qkv.inputs();
-        let inputs = self.qkv.lanes(pool, self.norm(pass, x, &self.attention_norm), hidden);
+        let inputs = self.norm_lanes(pass, x, &self.attention_norm);
         let mut qkv = self.qkv.apply_lanes(pool, &inputs);
-        let raw = self.head_norms.is_some().then(|| qkv.to_vec());
+        let raw = self.head_norms.is_some().then(|| copy(pool, &qkv));
         self.place(pass, &mut qkv);
         let width = pass.heads.heads * pass.heads.head_dim;
         let mut attended = pool.buffer(pass.positions.len() * width);
         let mut log_sums = vec![0.0; pass.positions.len() * pass.heads.heads];
-        attend(pass, &mut attended, &qkv, sequences, &mut log_sums);
+        attend(pass, self.qkv.precision(), &mut attended, &qkv, sequences, &mut log_sums);
         self.attention_out.forward(pool, x, &attended, Output::Add);
-        let middle = x.to_vec();
-        let normed = self.norm(pass, x, &self.feed_forward_norm);
+        let middle = copy(pool, x);
         let feed_forward = match &self.feed_forward {
             FeedForward::Plain { gate_up, down, .. } => {
+                let normed = self.norm(pass, x, &self.feed_forward_norm);
                 let gate_up = gate_up.apply(pool, &normed);
                 let mut inner = pool.buffer(gate_up.len() / 2);
                 ops::swiglu(pool, &mut inner, &gate_up, down.inputs());
@@ -159,17 +159,23 @@ impl Layer {
                 let mixture = self.mixture.as_ref().map(|m| m.train_forward(pool, x, &normed));
                 FeedForwardStash::Plain { gate_up, mixture }
             }
-            FeedForward::Fused(fused) => {
+            FeedForward::Fused(fused) if fused.is_routed() => {
+                let normed = self.norm(pass, x, &self.feed_forward_norm);
                 let chosen = fused.choose(pool, &normed);
                 let normed = self.qkv.lanes(pool, normed, hidden);
                 FeedForwardStash::Fused(Box::new(fused.forward(pool, x, normed, chosen)))
+            }
+            FeedForward::Fused(fused) => {
+                let normed = self.norm_lanes(pass, x, &self.feed_forward_norm);
+                FeedForwardStash::Fused(Box::new(fused.forward(pool, x, normed, None)))
             }
         };
         Stash { x: before, inputs, raw, qkv, attended, log_sums, middle, feed_forward }
     }
 
     /// Turns `d`, the gradient with respect to the layer's output, into that with respect to its
-    /// input, and gives the gradients of what is trained.
+    /// input, and gives the gradients of what is trained. Below the lowest layer that is trained, `d`
+    /// has no meaning.
     pub(super) fn backward(
         &self,
         pass: &Pass,
@@ -182,6 +188,9 @@ impl Layer {
         let Stash { x, inputs, raw, qkv, attended, log_sums, middle, feed_forward } = stash;
         let mut d_normed = pool.buffer(d.len());
         self.feed_forward_backward(pass, (d, &mut d_normed), &middle, feed_forward, &mut trained);
+        if matches!(trained, Trained::Expert { lowest: true, .. }) {
+            return;
+        }
         if let Trained::Whole { gradients, mode } = &mut trained {
             let norm = &mut gradients.feed_forward_norm;
             whole_rows_gradient(pass, norm, (&middle, &d_normed), *mode);
@@ -193,16 +202,16 @@ impl Layer {
             let dy = self.attention_out.lanes_of(pool, d, self.attention_out.outputs());
             let mut d_attended = pool.buffer(attended.len());
             self.attention_out.backward(pool, &mut d_attended, Left::Lanes(&dy), Output::Replace);
-            attention::backward(
-                pool,
-                &mut d_qkv,
-                &qkv,
-                &attended,
-                &d_attended,
-                &log_sums,
+            let forward = Attended {
+                qkv: &qkv,
+                out: &attended,
+                log_sums: &log_sums,
                 sequences,
-                pass.heads,
-            );
+                window: None,
+                heads: pass.heads,
+                precision: self.qkv.precision(),
+            };
+            attention::backward(pool, &mut d_qkv, &d_attended, &forward);
             if let Trained::Whole { gradients, mode } = &mut trained {
                 let width = self.attention_out.inputs();
                 let attended = self.attention_out.lanes(pool, attended, width);
@@ -237,12 +246,14 @@ impl Layer {
             (
                 FeedForward::Plain { gate_up, down, .. },
                 FeedForwardStash::Plain { gate_up: mut d_gate_up, mixture: kept },
-                Trained::Expert { gradients, pull },
+                Trained::Expert { gradients, pull, lowest },
             ) => {
-                let mut d_inner = pool.buffer(d_gate_up.len() / 2);
-                down.backward(pool, &mut d_inner, Left::Rows(d), Output::Replace);
-                ops::swiglu_backward(pool, &mut d_gate_up, &d_inner, down.inputs());
-                gate_up.backward(pool, d_normed, Left::Rows(&d_gate_up), Output::Replace);
+                if !*lowest {
+                    let mut d_inner = pool.buffer(d_gate_up.len() / 2);
+                    down.backward(pool, &mut d_inner, Left::Rows(d), Output::Replace);
+                    ops::swiglu_backward(pool, &mut d_gate_up, &d_inner, down.inputs());
+                    gate_up.backward(pool, d_normed, Left::Rows(&d_gate_up), Output::Replace);
+                }
                 if let (Some(mixture), Some(kept)) = (&self.mixture, kept) {
                     let normed = self.norm(pass, middle, &self.feed_forward_norm);
                     let upstream = Upstream { x: &normed, dy: d, pull };
@@ -254,10 +265,13 @@ impl Layer {
                 FeedForwardStash::Fused(stash),
                 Trained::Whole { gradients, mode },
             ) => {
-                d_normed.fill(0.0);
-                let normed = self.norm(pass, middle, &self.feed_forward_norm);
+                ops::clear(pool, d_normed);
+                // The router alone reads its input as f32.
+                let normed =
+                    fused.is_routed().then(|| self.norm(pass, middle, &self.feed_forward_norm));
+                let normed = normed.as_deref().unwrap_or_default();
                 let dy = fused.lanes(pool, d, self.qkv.inputs());
-                fused.backward(pool, d_normed, (&normed, &dy), *stash, gradients, *mode);
+                fused.backward(pool, d_normed, (normed, &dy), *stash, gradients, *mode);
             }
             _ => panic!("the decoder was not loaded for this training"),
         }
@@ -324,9 +338,19 @@ impl Layer {
         out
     }
 
+    fn norm_lanes<'a>(&self, pass: &Pass<'a, '_>, x: &[f32], weight: &[f32]) -> Lanes<'a> {
+        ops::rms_norm_lanes(pass.pool, self.qkv.precision(), x, weight, pass.eps)
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.qkv.bytes() + self.attention_out.bytes() + self.feed_forward.bytes()
     }
+}
+
+fn copy<'a>(pool: &'a Pool, x: &[f32]) -> Buffer<'a> {
+    let mut out = pool.buffer(x.len());
+    ops::copy(pool, &mut out, x);
+    out
 }
 
 /// The queries' and the keys' heads in rows of queries, keys and values.
@@ -347,6 +371,7 @@ fn whole_rows_gradient(pass: &Pass, d_weight: &mut [f32], rows: (&[f32], &[f32])
 /// Attention within whole sequences.
 fn attend(
     pass: &Pass,
+    precision: Precision,
     out: &mut [f32],
     qkv: &[f32],
     sequences: &[Range<usize>],
@@ -359,7 +384,11 @@ fn attend(
         .iter()
         .map(|s| Sequence {
             queries: s.clone(),
-            keys_values: KeysValues::Rows { keys: rows(heads), values: rows(heads + kv_heads) },
+            keys_values: KeysValues::Rows {
+                keys: rows(heads),
+                values: rows(heads + kv_heads),
+                precision,
+            },
             window: None,
         })
         .collect();

@@ -116,6 +116,11 @@ impl Weights {
         Ok(weights)
     }
 
+    /// See [`kernel::huge_pages`]: for weights that are gone through in each step.
+    pub fn ask_for_huge_pages(&self) {
+        self.parts().for_each(kernel::huge_pages);
+    }
+
     /// How many values there are.
     pub fn parameters(&self) -> usize {
         self.parts().map(<[f32]>::len).sum()

@@ -1,7 +1,7 @@
 //! A decoder from weights in f32, and from new ones again: what training a whole model does at each
 //! step.
 
-use kernel::ops::Rotary;
+use kernel::ops::{self, Rotary};
 use kernel::quant::Format;
 use kernel::{Matrix, Pool, Precision};
 
@@ -55,7 +55,7 @@ impl Decoder {
         let Embedding::Own(matrix) = &mut self.embedding else {
             panic!("the decoder was not made of weights in f32");
         };
-        matrix.bytes.copy_from_slice(bytemuck::cast_slice(&weights.embedding));
+        ops::copy(pool, &mut matrix.bytes, bytemuck::cast_slice(&weights.embedding));
         assert_eq!(self.layers.len(), weights.layers.len(), "layers");
         for (layer, weights) in self.layers.iter_mut().zip(&weights.layers) {
             layer.fill(pool, weights);

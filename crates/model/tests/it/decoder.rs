@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use kernel::{Pool, Precision, logits, loss};
+use kernel::loss::{self, Goal};
+use kernel::{Pool, Precision, logits};
 use model::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Input, KvCache, Model, Purpose,
 };
@@ -336,18 +337,19 @@ fn loss_and_gradients(
     let (count, hidden) = (tokens.len() - 1, decoder.config().hidden);
     let mut rows = pool.buffer(count * hidden);
     rows.copy_from_slice(&tape.hidden[..count * hidden]);
-    let mut logits = decoder.train_logits(&pool, &decoder.head_lanes(&pool, rows, hidden));
-    let each = vec![1.0 / count as f32; count];
-    let mut losses = vec![0.0; count];
-    loss::cross_entropy(&pool, &mut logits, &tokens[1..], Some(&each), &mut losses);
-    let d_logits = decoder.head_lanes(&pool, logits, decoder.config().vocab);
+    let mut logits = decoder.train_logits(&pool, &decoder.head_lanes(&pool, rows));
+    let each = 1.0 / count as f32;
+    let goal = |&next| Goal { target: Some((next, each)), reference: None };
+    let goals: Vec<Goal> = tokens[1..].iter().map(goal).collect();
+    let mut d_logits = decoder.d_logits(&pool, count);
+    let losses = loss::losses(&pool, (&mut d_logits, 0), &mut logits, &mut [], &goals);
     let mut d_hidden = decoder.logits_backward(&pool, &d_logits).to_vec();
     d_hidden.resize(tokens.len() * hidden, 0.0);
     let mut gradients = weights.clone();
     gradients.tensors_mut().for_each(|values| values.fill(0.0));
     let pull = vec![0.0; tokens.len()];
     decoder.train_backward(&pool, &batch, tape, &d_hidden, &pull, &mut gradients);
-    (losses.iter().sum::<f32>() / count as f32, gradients)
+    (losses.iter().map(|loss| loss.cross_entropy * each).sum(), gradients)
 }
 
 #[test]
