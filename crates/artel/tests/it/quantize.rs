@@ -22,7 +22,8 @@ fn a_quantised_file_is_reported_and_never_written_over_another() {
     let coarse = report("q4_0", "files/coarse.gguf", &[]);
     let weighed = report("q4_0", "files/weighed.gguf", &["--imatrix", text]);
     assert!(divergence(&fine) < divergence(&coarse), "{fine} {coarse}");
-    assert!(divergence(&fine) > 0.0 && divergence(&coarse) < 0.1, "{fine} {coarse}");
+    // Of random weights, which nothing holds together.
+    assert!(divergence(&fine) > 0.0 && divergence(&coarse) < 0.5, "{fine} {coarse}");
     assert_ne!(divergence(&weighed), divergence(&coarse));
     let bits = |report: &Value| report["bits_per_weight"].as_f64().unwrap();
     assert!(bits(&fine) < 9.0 && bits(&coarse) < bits(&fine), "{fine} {coarse}");
