@@ -27,7 +27,7 @@ pub use engine::Engine;
 pub use request::{
     Completion, Event, Finish, Flow, Limits, Load, Prompt, PromptToken, Request, Sampling, Token,
 };
-pub use score::Scorer;
+pub use score::{Beside, Scorer};
 pub use teacher::Teacher;
 
 /// Why a request was refused or failed.
@@ -41,6 +41,8 @@ pub enum Error {
     Context { tokens: usize, context: usize, reserve: usize },
     #[error("token {token} is outside the vocabulary of {vocab} tokens")]
     Token { token: u32, vocab: usize },
+    #[error("one model has {own} tokens, the other {other}: they cannot be compared")]
+    Vocabulary { own: usize, other: usize },
     #[error("{parameter} is {value}, allowed is {allowed}")]
     Sampling { parameter: &'static str, value: String, allowed: &'static str },
     #[error("a stop string is empty")]

@@ -8,3 +8,4 @@ mod company;
 mod kill;
 mod messages;
 mod path;
+mod quantize;

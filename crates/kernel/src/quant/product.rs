@@ -189,9 +189,9 @@ pub(crate) fn tile_product(isa: Isa, tile: &Tile, x: Slice, sums: &mut [[f32; TI
     }
 }
 
-/// Whether all values of a sub-block have one scale; Q6_K's halves have one each.
+/// Whether all values of a sub-block have one scale; in these formats its halves have one each.
 pub(crate) const fn one_scale(format: Format) -> bool {
-    !matches!(format, Format::Q6_K)
+    !matches!(format, Format::Q6_K | Format::Q2_K | Format::Q3_K)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::*;
 use crate::arena::Arena;
 use crate::quant::Matrix;
 
-const TILED: [Format; 8] = [
+const TILED: [Format; 13] = [
     Format::Q8_0,
     Format::Q4_0,
     Format::Q4_1,
@@ -13,6 +13,11 @@ const TILED: [Format; 8] = [
     Format::Q4_K,
     Format::Q5_K,
     Format::Q6_K,
+    Format::Q2_K,
+    Format::Q3_K,
+    Format::IQ4_NL,
+    Format::IQ4_XS,
+    Format::MXFP4,
 ];
 
 fn wave(len: usize, phase: f32) -> Vec<f32> {
@@ -38,11 +43,14 @@ fn matrix(format: Format, rows: usize, cols: usize) -> Matrix {
     Matrix::new(rows, cols, format, bytes).unwrap()
 }
 
-/// Where a block holds f16 scales, whose bytes must stay finite numbers.
+/// Where a block holds its scales, whose bytes must stay finite numbers.
 fn scale_bytes(format: Format) -> std::ops::Range<usize> {
     match format {
         Format::Q6_K => 208..210,
-        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => 0..2,
+        Format::Q2_K => 80..84,
+        Format::Q3_K => 108..110,
+        Format::MXFP4 => 0..1,
+        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::IQ4_NL | Format::IQ4_XS => 0..2,
         _ => 0..4,
     }
 }

@@ -7,6 +7,7 @@ use kernel::{Buffer, Lanes, Left, Output, Pool, Precision, Routes, matmul_transp
 use super::feed_forward::{FeedForward, FusedStash};
 use super::linear::Linear;
 use super::mixture::{ExpertLayer, Mixture, MixtureStash, Upstream};
+use super::observe::{Place, Watcher};
 use super::{ExpertSet, Input, LayerWeights};
 
 /// One decoder layer: attention and feed-forward, each behind a norm and beside the residual.
@@ -44,6 +45,8 @@ pub(super) struct Pass<'p, 'a> {
     pub(super) window_rotary: Option<&'a Rotary>,
     /// `[tokens]`.
     pub(super) positions: Vec<u32>,
+    /// Looks at the rows that weights are multiplied with.
+    pub(super) watcher: Option<&'p Watcher>,
 }
 
 /// What the backward pass needs of one layer.
@@ -102,14 +105,21 @@ impl Layer {
         sets: &[ExpertSet],
         gates: &mut [f32],
     ) {
-        let mut qkv = self.qkv.apply(pass.pool, &self.norm(pass, x, &self.attention_norm));
+        let normed = self.norm(pass, x, &self.attention_norm);
+        pass.see(layer, Place::Attention, &normed, self.qkv.inputs());
+        let mut qkv = self.qkv.apply(pass.pool, &normed);
         self.place(pass, &mut qkv);
         let attended = attend_cached(pass, &qkv, inputs, layer, self.window);
+        pass.see(layer, Place::AttentionOut, &attended, self.attention_out.inputs());
         self.add_part(pass, x, &self.attention_out, &attended, self.attention_out_norm.as_deref());
         let normed = self.norm(pass, x, &self.feed_forward_norm);
+        if let FeedForward::Plain { gate_up, .. } = &self.feed_forward {
+            pass.see(layer, Place::FeedForward, &normed, gate_up.inputs());
+        }
         match &self.feed_forward {
             FeedForward::Plain { gate_up, down, gate } => {
                 let inner = gate_up.apply_gated(pass.pool, &normed, *gate);
+                pass.see(layer, Place::Down, &inner, down.inputs());
                 self.add_part(pass, x, down, &inner, self.down_norm.as_deref());
             }
             FeedForward::Fused(fused) => {
@@ -125,7 +135,7 @@ impl Layer {
         if let Some(mixture) = &self.mixture
             && sets.iter().any(|set| !set.is_empty())
         {
-            mixture.forward(pass.pool, x, &normed, sets, gates);
+            mixture.forward(pass, x, &normed, (layer, sets), gates);
         }
     }
 

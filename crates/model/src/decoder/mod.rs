@@ -7,6 +7,7 @@ mod layer;
 mod linear;
 mod load;
 mod mixture;
+mod observe;
 mod sets;
 mod training;
 mod weights;
@@ -21,6 +22,7 @@ use embedding::Embedding;
 use layer::{Layer, Pass};
 use linear::Linear;
 use mixture::Mixture;
+use observe::Watcher;
 
 pub use cache::{Input, KvCache, Page};
 pub use linear::Purpose;
@@ -120,6 +122,10 @@ impl Decoder {
     /// If an input has no tokens, a token lies beyond the vocabulary, or a cache would outgrow the
     /// model's context: callers check these where the request comes in.
     pub fn forward(&self, pool: &Pool, inputs: &mut [Input]) -> Hidden {
+        self.run(pool, inputs, None)
+    }
+
+    fn run(&self, pool: &Pool, inputs: &mut [Input], watcher: Option<&Watcher>) -> Hidden {
         let mut positions = Vec::new();
         let (mut tokens, mut sets) = (Vec::new(), Vec::new());
         for input in inputs.iter() {
@@ -132,7 +138,7 @@ impl Decoder {
         for input in inputs.iter_mut() {
             input.cache.reserve(input.tokens.len());
         }
-        let pass = self.pass(pool, positions);
+        let pass = Pass { watcher, ..self.pass(pool, positions) };
         let mut x = self.embed(&tokens);
         let mut gates = vec![0.0; tokens.len() * self.experts];
         for (index, layer) in self.layers.iter().enumerate() {
@@ -167,6 +173,7 @@ impl Decoder {
             rotary: &self.rotary,
             window_rotary: self.window_rotary.as_ref(),
             positions,
+            watcher: None,
         }
     }
 

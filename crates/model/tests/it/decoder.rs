@@ -81,6 +81,12 @@ fn gemma3_agrees_with_transformers() {
 }
 
 #[test]
+fn formats_of_few_bits_agree_with_transformers() {
+    check_log_probs("low_bits");
+    check_generation("low_bits");
+}
+
+#[test]
 fn gemma3_is_not_trained() {
     let refused = Model::load_for(Purpose::Training, &fixture("gemma3"), Precision::F32).err();
     let message = refused.expect("no backward pass is there").to_string();
@@ -90,12 +96,17 @@ fn gemma3_is_not_trained() {
 
 #[test]
 fn generation_keeps_the_stored_weights_and_rounds_only_activations() {
-    let (exact, fast) = (load("gemma3", Purpose::Inference), load("gemma3", Purpose::Generation));
+    check_generation("gemma3");
+}
+
+fn check_generation(folder: &str) {
+    let (exact, fast) = (load(folder, Purpose::Inference), load(folder, Purpose::Generation));
     // The embedding is the output matrix, whose tiles fill up to whole ones; the norms are apart.
-    let file = std::fs::metadata(fixture("gemma3").join("gemma3.gguf")).unwrap().len() as usize;
+    let file = fixture(folder).join(folder).with_extension("gguf");
+    let file = std::fs::metadata(file).unwrap().len() as usize;
     assert!(fast.decoder.bytes() < file, "{} bytes of {file}", fast.decoder.bytes());
     assert_eq!(fast.decoder.product_name(), kernel::quant::Isa::best().name());
-    let bytes = std::fs::read(fixture("gemma3").join("expected.safetensors")).unwrap();
+    let bytes = std::fs::read(fixture(folder).join("expected.safetensors")).unwrap();
     let tokens = tokens(&SafeTensors::deserialize(&bytes).unwrap());
     let pool = Pool::new(2);
     let expected = log_probs(&exact.decoder, &pool, &tokens, ExpertSet::NONE);
