@@ -103,6 +103,7 @@ pub(crate) struct Serve {
     pub listen: SocketAddr,
     /// Memory for keys and values of running requests and kept prompts, in units of 2^20 bytes.
     pub kv_mb: usize,
+    pub kv_type: KvType,
     /// Requests that are answered at once; more wait.
     pub running: usize,
     /// A file that gets a line for each request, without prompts and answers.
@@ -116,11 +117,20 @@ impl Default for Serve {
         Serve {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             kv_mb: limits.kv_bytes >> 20,
+            kv_type: KvType::F16,
             running: limits.running,
             audit_log: None,
             keys: Vec::new(),
         }
     }
+}
+
+/// How the server keeps keys and values.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum KvType {
+    F32,
+    F16,
 }
 
 /// `[[serve.keys]]`: made by `artel key new`.

@@ -1,4 +1,4 @@
-use model::{Config, ExpertSet, Page};
+use model::{Config, ExpertSet, KvFormat, Page};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -220,18 +220,20 @@ pub struct Limits {
     /// Memory for keys and values. A request waits until there is room for its prompt and
     /// `max_tokens`; what is left keeps prompts that were read.
     pub kv_bytes: usize,
+    /// How they are kept.
+    pub kv_format: KvFormat,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { running: 64, queued: 256, kv_bytes: 2 << 30 }
+        Limits { running: 64, queued: 256, kv_bytes: 2 << 30, kv_format: KvFormat::F32 }
     }
 }
 
 impl Limits {
     /// Tokens for whose keys and values there is room.
     pub fn kv_tokens(&self, config: &Config) -> usize {
-        self.kv_bytes / Page::bytes(config) * Page::TOKENS
+        self.kv_bytes / Page::bytes(config, self.kv_format) * Page::TOKENS
     }
 }
 

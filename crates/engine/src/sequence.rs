@@ -74,10 +74,12 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// With the pages that its prompt begins with, as far as they were read before.
+    /// With an empty cache, and the pages that its prompt begins with, as far as they were read
+    /// before.
     pub(crate) fn new(
         pending: Pending,
         model: &Model,
+        cache: KvCache,
         account: Account,
         pages: Vec<ReadPage>,
         step: u64,
@@ -90,7 +92,7 @@ impl Sequence {
             prompt.tokens.push(PromptToken { id, logprob: None, top: Vec::new() });
         }
         let mut sequence = Sequence {
-            cache: KvCache::new(model.config()),
+            cache,
             account,
             read_at: step,
             read: 0,

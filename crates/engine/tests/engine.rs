@@ -10,7 +10,7 @@ use std::sync::mpsc;
 
 use engine::{Completion, Engine, Error, Event, Finish, Flow, Limits, Request, Sampling, Scorer};
 use kernel::Pool;
-use model::ExpertSet;
+use model::{ExpertSet, KvFormat};
 
 fn start(limits: Limits) -> Engine {
     Engine::start(tiny::model(), Pool::new(2), limits)
@@ -127,7 +127,7 @@ fn a_request_gets_the_same_bits_alone_and_among_others() {
         })
         .collect();
     // Little memory, so that requests wait and prefixes are let go.
-    let kv_bytes = 40 * model::Page::bytes(tiny::model().config());
+    let kv_bytes = 40 * model::Page::bytes(tiny::model().config(), KvFormat::F32);
     for limits in [Limits::default(), Limits { kv_bytes, ..Limits::default() }] {
         let engine = start(limits);
         let mut reused = 0;
@@ -183,7 +183,7 @@ fn a_prefix_is_reused_by_those_with_the_same_experts_only() {
 
 #[test]
 fn memory_stays_within_its_limit_and_comes_back() {
-    let page = model::Page::bytes(tiny::model().config());
+    let page = model::Page::bytes(tiny::model().config(), KvFormat::F32);
     let limits = Limits { kv_bytes: 10 * page, ..Limits::default() };
     let engine = start(limits);
     let threads: Vec<_> = (0..12)
@@ -290,7 +290,7 @@ fn the_context_ends_the_answer() {
 #[test]
 fn impossible_requests_are_refused() {
     // Three pages of 32 tokens.
-    let kv_bytes = 3 * model::Page::bytes(tiny::model().config());
+    let kv_bytes = 3 * model::Page::bytes(tiny::model().config(), KvFormat::F32);
     let engine = start(Limits { kv_bytes, ..Limits::default() });
     let refused = |request: Request| engine.generate(request).unwrap_err().to_string();
     let sampling = |change: fn(&mut Sampling)| {
@@ -359,7 +359,7 @@ fn a_full_queue_refuses() {
 
 #[test]
 fn those_who_left_while_they_waited_hold_up_nobody() {
-    let page = model::Page::bytes(tiny::model().config());
+    let page = model::Page::bytes(tiny::model().config(), KvFormat::F32);
     let engine = start(Limits { queued: 2, kv_bytes: 20 * page, ..Limits::default() });
     let (release, released) = mpsc::channel::<()>();
     let (running, started) = mpsc::channel();

@@ -3,29 +3,28 @@
 //! **Source**: Vaswani et al. 2017, arXiv 1706.03762, eq. 1; the blockwise backward with the saved
 //! log-sum follows Dao 2023, arXiv 2307.08691, algorithm 2.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod backward;
+mod blocks;
 mod pages;
+mod rows;
 
 use std::ops::Range;
 
 use crate::Precision;
-use crate::cpu::multiversion;
-use crate::gemm::{Output, Packed, matmul_part};
 use crate::logits::largest_value;
 use crate::ops::{exp, lane_sum};
-use crate::pool::{Pool, SendPtr};
+use crate::pool::Pool;
 
 pub use backward::{Attended, backward};
-pub use pages::Pages;
+pub use pages::{KvFormat, KvPart, KvPartMut, KvValues, Pages};
 
 /// Query rows handled together: their scores against a thousand keys stay in the L2 cache.
 const BLOCK: usize = 64;
 /// With fewer query rows than this, packing keys costs more than it saves. Their sums are added in
 /// another order.
 pub const FEW_ROWS: usize = 5;
-
-/// Columns of values whose sums fit the registers, with room for those of wider instruction sets.
-const STRIP: usize = 64;
 
 /// How queries, keys and values are divided into heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,29 +113,14 @@ impl Sequence<'_> {
         self.len() - self.queries.len()
     }
 
+    /// Whether its rows are attended to one by one, because packing its keys would cost more.
+    fn has_few_rows(&self) -> bool {
+        matches!(self.keys_values, KeysValues::Pages(_)) && self.queries.len() < FEW_ROWS
+    }
+
     /// How many of the first `seen` keys lie before the window.
     fn out_of_sight(&self, seen: usize) -> usize {
         self.window.map_or(0, |window| seen.saturating_sub(window))
-    }
-
-    /// A head's keys and values, packed for products with queries and with scores.
-    fn packed(&self, head: usize, dim: usize) -> [Packed; 2] {
-        let (local, len) = (Pool::local(), self.len());
-        let columns =
-            |precision, values: &[f32], k, n| Packed::columns(local, precision, values, k, n);
-        match self.keys_values {
-            KeysValues::Rows { keys, values, precision } => {
-                let keys = keys.copy_head(self.queries.clone(), head, dim);
-                let values = values.copy_head(self.queries.clone(), head, dim);
-                let keys = Packed::rows(local, precision, &keys, len, dim);
-                [keys, columns(precision, &values, len, dim)]
-            }
-            KeysValues::Pages(pages) => {
-                let (keys, values) = (pages.copy_keys(head, dim), pages.copy_values(head, dim));
-                let exact = Precision::F32;
-                [columns(exact, &keys, dim, len), columns(exact, &values, len, dim)]
-            }
-        }
     }
 }
 
@@ -158,48 +142,13 @@ pub fn forward(
     assert!(out.len().is_multiple_of(width));
     assert!(sequences.iter().all(|s| s.queries.end <= tokens && s.len() >= s.queries.len()));
     assert!(log_sums.as_ref().is_none_or(|l| l.len() == tokens * heads.heads));
-    let out = SendPtr(out.as_mut_ptr());
-    let sums = log_sums.map(|l| SendPtr(l.as_mut_ptr()));
-    // Heads that share their keys go together, unless that leaves threads without work.
-    let group = heads.heads / heads.kv_heads;
-    let many = sequences.len() * heads.kv_heads >= 2 * pool.threads();
-    let together = if many { group } else { 1 };
-    let tasks = heads.heads / together;
-    pool.run(sequences.len() * tasks, &|task| {
-        let sequence = &sequences[task / tasks];
-        for head in task % tasks * together..(task % tasks + 1) * together {
-            let store = |row: usize, values: &[f32], log_sum: Option<f32>| {
-                assert_eq!(values.len(), heads.head_dim);
-                // SAFETY: the row is one of this sequence's, which no other sequence has, and the
-                // columns are those of one of this task's heads.
-                unsafe {
-                    let at = out.get().add(row * width + head * heads.head_dim);
-                    std::ptr::copy_nonoverlapping(values.as_ptr(), at, values.len());
-                    if let (Some(sums), Some(log_sum)) = (&sums, log_sum) {
-                        *sums.get().add(row * heads.heads + head) = log_sum;
-                    }
-                }
-            };
-            attend_head(queries, sequence, head, heads, &store);
-        }
-    });
-}
-
-/// Takes a row's result and the logarithm of its sum of exponentials, where that is known.
-type Store<'a> = dyn Fn(usize, &[f32], Option<f32>) + 'a;
-
-fn attend_head(queries: Rows, sequence: &Sequence, head: usize, heads: Heads, store: &Store) {
-    match sequence.keys_values {
-        KeysValues::Pages(pages) if sequence.queries.len() < FEW_ROWS => {
-            for (index, row) in sequence.queries.clone().enumerate() {
-                let seen = sequence.past() + index + 1;
-                let seen = sequence.out_of_sight(seen)..seen;
-                let query = queries.head(row, head, heads.head_dim);
-                let kv_head = heads.kv_head(head);
-                store(row, &pages::attend_row(query, pages, kv_head, seen, heads.scale()), None);
-            }
-        }
-        _ => attend_blocks(queries, sequence, head, heads, store),
+    let (few, many): (Vec<&Sequence>, Vec<&Sequence>) =
+        sequences.iter().partition(|sequence| sequence.has_few_rows());
+    if !few.is_empty() {
+        rows::attend(pool, out, queries, &few, heads);
+    }
+    if !many.is_empty() {
+        blocks::attend(pool, out, queries, &many, heads, log_sums);
     }
 }
 
@@ -211,51 +160,6 @@ fn exponentiate(scores: &mut [f32]) -> (f32, f32) {
         *score = exp(*score - max);
     }
     (lane_sum([&*scores], |[score]| score), max)
-}
-
-fn attend_blocks(queries: Rows, sequence: &Sequence, head: usize, heads: Heads, store: &Store) {
-    let dim = heads.head_dim;
-    let [keys, values] = sequence.packed(heads.kv_head(head), dim);
-    for first in (0..sequence.queries.len()).step_by(BLOCK) {
-        let last = sequence.queries.len().min(first + BLOCK);
-        let rows = sequence.queries.start + first..sequence.queries.start + last;
-        let seen = sequence.past() + last;
-        let block = queries.copy_head(rows.clone(), head, dim);
-        let mut scores = vec![0.0; rows.len() * seen];
-        matmul_part(&mut scores, &block, &keys, seen, dim, Output::Replace);
-        for (index, row) in scores.chunks_exact_mut(seen).enumerate() {
-            let last = sequence.past() + first + index + 1;
-            // What a key weighs is the exponential of its score.
-            row[..sequence.out_of_sight(last)].fill(f32::NEG_INFINITY);
-        }
-        let sums = softmax_rows(&mut scores, seen, sequence.past() + first + 1, heads.scale());
-        let mut out = vec![0.0; rows.len() * dim];
-        matmul_part(&mut out, &scores, &values, dim, seen, Output::Replace);
-        for ((row, out), log_sum) in rows.zip(out.chunks_exact(dim)).zip(sums) {
-            store(row, out, Some(log_sum));
-        }
-    }
-}
-
-multiversion! {
-/// Causal softmax in place: row `r` sees the first `seen_by_first + r` columns. Returns the
-/// logarithms of the sums.
-fn softmax_rows(scores: &mut [f32], cols: usize, seen_by_first: usize, scale: f32) -> Vec<f32> {
-    let mut log_sums = Vec::with_capacity(scores.len() / cols);
-    for (index, row) in scores.chunks_exact_mut(cols).enumerate() {
-        let (seen, hidden) = row.split_at_mut(seen_by_first + index);
-        for score in seen.iter_mut() {
-            *score *= scale;
-        }
-        let (sum, max) = exponentiate(seen);
-        for weight in seen.iter_mut() {
-            *weight /= sum;
-        }
-        hidden.fill(0.0);
-        log_sums.push(max + sum.ln());
-    }
-    log_sums
-}
 }
 
 #[cfg(test)]
@@ -357,22 +261,34 @@ mod tests {
     }
 
     /// As `run`, with keys and values in pages, and the last `queries` rows as queries.
-    fn run_paged(qkv: &[f32], queries: usize, window: Option<usize>) -> Vec<f32> {
-        let (stride, dim) = (HEADS.qkv_width(), HEADS.head_dim);
+    fn run_paged(
+        (qkv, heads): (&[f32], Heads),
+        queries: usize,
+        window: Option<usize>,
+        format: KvFormat,
+        threads: usize,
+    ) -> Vec<f32> {
+        let (stride, dim) = (heads.qkv_width(), heads.head_dim);
         let len = qkv.len() / stride;
-        let size = Pages::page_len(HEADS.kv_heads, dim);
-        let mut pages = vec![vec![f32::NAN; size]; len.div_ceil(Pages::TOKENS)];
-        for (at, row) in qkv.chunks_exact(stride).enumerate() {
-            let (keys, values) = row[HEADS.heads * dim..].split_at(HEADS.kv_heads * dim);
-            let page = &mut pages[at / Pages::TOKENS];
-            Pages::write(page, at % Pages::TOKENS, keys, values, dim);
+        let size = Pages::page_len(heads.kv_heads, dim);
+        // What stands behind the last token must not be read.
+        let mut pages: Vec<KvValues> = (0..len.div_ceil(Pages::TOKENS))
+            .map(|_| match format {
+                KvFormat::F32 => KvValues::F32(vec![f32::NAN; size]),
+                KvFormat::F16 => KvValues::F16(vec![0x7e00; size]),
+            })
+            .collect();
+        for (page, rows) in pages.iter_mut().zip(qkv.chunks(Pages::TOKENS * stride)) {
+            let mut page = page.part_mut(0..size);
+            let rows = &rows[heads.heads * dim..];
+            Pages::write(&mut page, 0, rows, stride, [heads.kv_heads, dim]);
         }
-        let parts: Vec<&[f32]> = pages.iter().map(Vec::as_slice).collect();
+        let parts: Vec<KvPart> = pages.iter().map(|page| page.part(0..size)).collect();
         let keys_values = KeysValues::Pages(Pages { parts: &parts, len });
         let sequence = Sequence { queries: 0..queries, keys_values, window };
-        let mut out = vec![0.0; queries * HEADS.heads * dim];
+        let mut out = vec![0.0; queries * heads.heads * dim];
         let rows = Rows { values: &qkv[(len - queries) * stride..], stride, offset: 0 };
-        forward(&Pool::new(2), &mut out, rows, &[sequence], HEADS, None);
+        forward(&Pool::new(threads), &mut out, rows, &[sequence], heads, None);
         out
     }
 
@@ -388,12 +304,37 @@ mod tests {
             (100, 5, None),
             (150, 90, None),
             (150, 90, Some(33)),
+            (300, 2, None),
+            (300, 1, Some(140)),
         ] {
             let qkv = wave(len * HEADS.qkv_width(), 0.2);
             let (expected, _) = run_windowed(&qkv, std::slice::from_ref(&(0..len)), window);
             let expected = &expected[(len - queries) * width..];
-            for (a, b) in run_paged(&qkv, queries, window).iter().zip(expected) {
-                assert!((a - b).abs() < 1e-5, "{len} {queries} {window:?}: {a} against {b}");
+            for (format, most) in [(KvFormat::F32, 1e-5), (KvFormat::F16, 1e-3)] {
+                let found = run_paged((&qkv, HEADS), queries, window, format, 2);
+                for (a, b) in found.iter().zip(expected) {
+                    let what = format!("{len} {queries} {window:?} {format:?}");
+                    assert!((a - b).abs() < most, "{what}: {a} against {b}");
+                }
+            }
+        }
+    }
+
+    /// Rows one by one, through whatever this CPU has for them, against blocks of rows.
+    #[test]
+    fn heads_of_any_group_and_size_agree() {
+        for (heads, kv_heads, head_dim) in [(1, 1, 16), (6, 2, 64), (5, 1, 80), (8, 1, 256)] {
+            let heads = Heads { heads, kv_heads, head_dim };
+            let qkv = wave(150 * heads.qkv_width(), 0.4);
+            for format in [KvFormat::F32, KvFormat::F16] {
+                let rows = run_paged((&qkv, heads), 4, Some(145), format, 1);
+                let again = run_paged((&qkv, heads), 4, Some(145), format, 3);
+                assert_eq!(rows, again, "{heads:?}: the number of threads shows");
+                let blocks = run_paged((&qkv, heads), 20, Some(145), format, 1);
+                let blocks = &blocks[16 * heads.heads * head_dim..];
+                for (a, b) in rows.iter().zip(blocks) {
+                    assert!((a - b).abs() < 1e-5, "{heads:?} {format:?}: {a} against {b}");
+                }
             }
         }
     }

@@ -12,15 +12,19 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
+mod experts;
 mod fit;
 mod portable;
 mod product;
+#[cfg(test)]
+mod product_tests;
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 mod write;
 
 pub use activations::Activations;
+pub use experts::TiledExperts;
 pub use product::{Isa, gated_product, product};
 pub use tiles::Tiles;
 

@@ -28,6 +28,8 @@ pub enum Family {
     Gemma3,
     /// Llama with routed experts in place of the feed-forward.
     Mixtral,
+    /// The same, whose experts are stacked in one tensor; in GGUF files.
+    GraniteMoe,
     /// The same with normed queries and keys.
     Qwen3Moe,
     /// The same with sigmoid scores whose balance a bias keeps, and a shared expert.

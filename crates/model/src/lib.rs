@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use kernel::Precision;
 
+pub use kernel::attention::KvFormat;
+
 pub use config::{Config, ExpertsConfig, Family, Routing, TensorInfo, Windows};
 pub use decoder::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, KvCache, LayerWeights,

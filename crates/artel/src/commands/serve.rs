@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use engine::{Engine, Limits};
-use model::Model;
+use model::{KvFormat, Model};
 use serve::{Key, Options};
 
 use super::chat::{load, model_folder};
 use super::eval::expert_names;
 use crate::Setup;
-use crate::config::Serve;
+use crate::config::{KvType, Serve};
 use crate::failure::Hint;
 
 #[derive(clap::Args)]
@@ -32,8 +32,15 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let (path, config) = subject(args, setup)?;
     let model = load(&path)?;
     let names = expert_names(&model);
-    let limits =
-        Limits { running: config.running, kv_bytes: config.kv_mb << 20, ..Limits::default() };
+    let limits = Limits {
+        running: config.running,
+        kv_bytes: config.kv_mb << 20,
+        kv_format: match config.kv_type {
+            KvType::F32 => KvFormat::F32,
+            KvType::F16 => KvFormat::F16,
+        },
+        ..Limits::default()
+    };
     eprintln!("{}", memory(&model, limits));
     let options = Options {
         listen: args.listen.unwrap_or(config.listen),
@@ -68,10 +75,11 @@ fn subject(args: &Args, setup: &Setup) -> Result<(PathBuf, Serve)> {
 fn memory(model: &Model, limits: Limits) -> String {
     const MB: f64 = 1e6;
     format!(
-        "memory: {:.0} MB of weights, up to {:.0} MB of keys and values ({} tokens)",
+        "memory: {:.0} MB of weights, up to {:.0} MB of keys and values ({} tokens in {})",
         model.decoder.bytes() as f64 / MB,
         limits.kv_bytes as f64 / MB,
         limits.kv_tokens(model.config()),
+        limits.kv_format.name(),
     )
 }
 

@@ -29,6 +29,7 @@ pub(super) fn tile(tile: &Tile, x: Slice, sums: &mut [[f32; TILE]]) {
             let weights = unpack(format, block, sub);
             let at = index * subs + sub;
             for (row, sums) in sums.iter_mut().enumerate() {
+                let row = x.row(row);
                 let quants = &x.quants[row * x.cols + at * SUB..][..SUB];
                 let scale = &x.scales[row * (x.cols / SUB) + at];
                 let mut dots = [[0i32; TILE]; 2];

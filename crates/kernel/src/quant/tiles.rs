@@ -139,6 +139,11 @@ impl Tiles {
         }
     }
 
+    /// Bytes of a tile, on the average.
+    pub(super) fn tile_bytes(&self) -> usize {
+        self.bytes() / self.count()
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.rows.div_ceil(TILE)
     }

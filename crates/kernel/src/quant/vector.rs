@@ -110,11 +110,16 @@ unsafe fn some_rows<V: Vector, B: Block, const M: usize>(
     sums: &mut [[f32; TILE]],
 ) -> usize {
     let subs = x.cols / SUB;
-    // SAFETY: the tile holds its blocks, each of `B::SUBS` sub-blocks, and the slices M rows from
-    // `row` on; all offsets below stay within.
+    // SAFETY: the tile holds its blocks, each of `B::SUBS` sub-blocks, and the slices the M rows
+    // from `row` on; all offsets below stay within.
     unsafe {
-        let quants = x.quants.as_ptr().add(row * x.cols);
-        let scales = x.scales.as_ptr().add(row * subs);
+        let mut quants = [x.quants.as_ptr(); M];
+        let mut scales = [x.scales.as_ptr(); M];
+        for m in 0..M {
+            let row = x.row(row + m);
+            quants[m] = quants[m].add(row * x.cols);
+            scales[m] = scales[m].add(row * subs);
+        }
         let mut acc = [V::splat(0.0); M];
         for block in 0..subs / B::SUBS {
             let start = tile.bytes.as_ptr().add(block * B::FORMAT.block_bytes() * TILE);
@@ -124,8 +129,8 @@ unsafe fn some_rows<V: Vector, B: Block, const M: usize>(
                 let w = B::unpack::<V>(from, header, sub);
                 let at = block * B::SUBS + sub;
                 for m in 0..M {
-                    let a = quants.add(m * x.cols + at * SUB).cast::<i32>();
-                    let s = &*scales.add(m * subs + at);
+                    let a = quants[m].add(at * SUB).cast::<i32>();
+                    let s = &*scales[m].add(at);
                     let scale = V::splat(s.scale);
                     if one_scale(B::FORMAT) {
                         let dot = V::dot(w.q, a, B::BITS);

@@ -1,6 +1,6 @@
 //! A model's shape from the metadata of a GGUF file.
 
-use super::{Config, ExpertsConfig, Family, Windows, wrong};
+use super::{Config, ExpertsConfig, Family, Routing, Windows, wrong};
 use crate::Error;
 use crate::source::gguf::{Gguf, Value};
 
@@ -13,6 +13,7 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
     let arch = file.text("general.architecture")?;
     let family = match arch {
         "llama" => Family::Llama,
+        "granitemoe" if file.get(EXPERT_NAMES).is_none() => Family::GraniteMoe,
         "granitemoe" => Family::GraniteMoeShared,
         "gemma3" => Family::Gemma3,
         other => {
@@ -36,6 +37,7 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
         Family::GraniteMoeShared => {
             (keys.size("expert_shared_feed_forward_length")?, Some(keys.experts(width)?))
         }
+        Family::GraniteMoe => (0, None),
         Family::Mixtral | Family::Qwen3Moe | Family::Glm4Moe => {
             unreachable!("no architecture is read as these")
         }
@@ -65,7 +67,7 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
         bos: token(file, "bos")?,
         eos: end_tokens(file)?,
         experts,
-        routing: None,
+        routing: (family == Family::GraniteMoe).then(|| keys.routing(width)).transpose()?,
     };
     config.check(&file.path)?;
     Ok(config)
@@ -157,7 +159,8 @@ impl Keys<'_> {
                 }
             }
         }
-        if family != Family::GraniteMoeShared && self.number_or("expert_count", 0.0)? != 0.0 {
+        let experts = matches!(family, Family::GraniteMoe | Family::GraniteMoeShared);
+        if !experts && self.number_or("expert_count", 0.0)? != 0.0 {
             return Err(self.wrong("expert_count", "this family has no experts here"));
         }
         let attention = (head_dim as f64).powf(-0.5);
@@ -198,6 +201,22 @@ impl Keys<'_> {
             tokens: self.size("attention.sliding_window")?,
             full_every,
             rope_theta: self.number_or("rope.freq_base_swa", 10_000.0)? as f32,
+        })
+    }
+
+    /// Softmax over the best, which is the normalised softmax over all.
+    fn routing(&self, width: usize) -> Result<Routing, Error> {
+        if self.number_or("expert_shared_feed_forward_length", 0.0)? != 0.0 {
+            let expected = "a shared expert is not supported beside unnamed ones";
+            return Err(self.wrong("expert_shared_feed_forward_length", expected));
+        }
+        Ok(Routing {
+            experts: self.size("expert_count")?,
+            top_k: self.size("expert_used_count")?,
+            width,
+            sigmoid: false,
+            normalise: true,
+            scale: 1.0,
         })
     }
 

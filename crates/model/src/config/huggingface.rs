@@ -51,7 +51,7 @@ pub(crate) fn from_huggingface(
         Family::Glm4Moe => {
             keys.size("n_shared_experts")?.saturating_mul(keys.size("moe_intermediate_size")?)
         }
-        Family::Gemma3 => unreachable!("read from GGUF files only"),
+        Family::Gemma3 | Family::GraniteMoe => unreachable!("read from GGUF files only"),
     };
     let mut eos = keys.ids("eos_token_id")?;
     if let Some(object) = generation.and_then(Value::as_object) {
@@ -199,7 +199,9 @@ impl Keys<'_> {
     /// The experts of the model's own, in families that have them.
     fn routing(&self, family: Family) -> Result<Option<Routing>, Error> {
         let (experts, width) = match family {
-            Family::Llama | Family::GraniteMoeShared | Family::Gemma3 => return Ok(None),
+            Family::Llama | Family::GraniteMoe | Family::GraniteMoeShared | Family::Gemma3 => {
+                return Ok(None);
+            }
             Family::Mixtral => ("num_local_experts", "intermediate_size"),
             // transformers writes it under either name.
             Family::Qwen3Moe if self.get("num_experts").is_none() => {
@@ -293,7 +295,9 @@ impl Config {
             Family::Mixtral => ("mixtral", "MixtralForCausalLM"),
             Family::Qwen3Moe => ("qwen3_moe", "Qwen3MoeForCausalLM"),
             Family::Glm4Moe => ("glm4_moe", "Glm4MoeForCausalLM"),
-            Family::Gemma3 => unreachable!("`Export` refuses to write it"),
+            Family::Gemma3 | Family::GraniteMoe => {
+                unreachable!("`Export` refuses to write it")
+            }
         };
         let mut json = json!({
             "architectures": [class],

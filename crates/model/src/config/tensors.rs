@@ -70,6 +70,13 @@ impl Config {
     }
 
     fn routed(&self, list: &mut Tensors, routing: &Routing) {
+        let Routing { experts, width, .. } = *routing;
+        if self.family == Family::GraniteMoe {
+            list.add("block_sparse_moe.router.layer.weight", &[experts, self.hidden]);
+            list.add("block_sparse_moe.input_linear.weight", &[experts, 2 * width, self.hidden]);
+            list.add("block_sparse_moe.output_linear.weight", &[experts, self.hidden, width]);
+            return;
+        }
         let mixtral = self.family == Family::Mixtral;
         let place = if mixtral { "block_sparse_moe" } else { "mlp" };
         list.add(&format!("{place}.gate.weight"), &[routing.experts, self.hidden]);

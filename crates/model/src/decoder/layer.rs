@@ -1,6 +1,8 @@
 use std::ops::Range;
 
-use kernel::attention::{self, Attended, Heads, KeysValues, Pages, Rows, Sequence};
+use kernel::attention::{
+    self, Attended, Heads, KeysValues, KvPart, KvPartMut, Pages, Rows, Sequence,
+};
 use kernel::ops::{self, HeadRows, Rotary, Rotation};
 use kernel::{Buffer, Lanes, Left, Output, Pool, Precision, Routes, matmul_transposed};
 
@@ -8,7 +10,7 @@ use super::feed_forward::{FeedForward, FusedStash};
 use super::linear::Linear;
 use super::mixture::{ExpertLayer, Mixture, MixtureStash, Upstream};
 use super::observe::{Place, Watcher};
-use super::{ExpertSet, Input, LayerWeights};
+use super::{ExpertSet, Input, LayerWeights, Page};
 
 /// One decoder layer: attention and feed-forward, each behind a norm and beside the residual.
 pub(super) struct Layer {
@@ -131,6 +133,7 @@ impl Layer {
                     chosen,
                 );
             }
+            FeedForward::Stored(stored) => stored.forward(pass.pool, x, &normed),
         }
         if let Some(mixture) = &self.mixture
             && sets.iter().any(|set| !set.is_empty())
@@ -179,6 +182,7 @@ impl Layer {
                 let normed = self.norm_lanes(pass, x, &self.feed_forward_norm);
                 FeedForwardStash::Fused(Box::new(fused.forward(pool, x, normed, None)))
             }
+            FeedForward::Stored(_) => panic!("the decoder was not loaded for training"),
         };
         Stash { x: before, inputs, raw, qkv, attended, log_sums, middle, feed_forward }
     }
@@ -406,26 +410,17 @@ fn attend(
 }
 
 /// Appends the new keys and values to the caches, then attends to all that they hold.
-fn attend_cached(
-    pass: &Pass,
+fn attend_cached<'a>(
+    pass: &Pass<'a, '_>,
     qkv: &[f32],
     inputs: &mut [Input],
     layer: usize,
     window: Option<usize>,
-) -> Vec<f32> {
+) -> Buffer<'a> {
     let Heads { heads, head_dim, .. } = pass.heads;
     let stride = pass.heads.qkv_width();
-    let mut row = 0;
-    for input in inputs.iter_mut() {
-        let from = input.cache.len;
-        for (index, values) in
-            qkv[row * stride..].chunks_exact(stride).take(input.tokens.len()).enumerate()
-        {
-            input.cache.write(layer, from + index, &values[heads * head_dim..]);
-        }
-        row += input.tokens.len();
-    }
-    let parts: Vec<Vec<&[f32]>> =
+    write_pages(pass, qkv, inputs, layer);
+    let parts: Vec<Vec<KvPart>> =
         inputs.iter().map(|input| input.cache.layer(layer).collect()).collect();
     let mut first = 0;
     let sequences: Vec<Sequence> = inputs
@@ -438,8 +433,34 @@ fn attend_cached(
             Sequence { queries, keys_values: KeysValues::Pages(pages), window }
         })
         .collect();
-    let mut out = vec![0.0; row * heads * head_dim];
+    let mut out = pass.pool.buffer(first * heads * head_dim);
     let queries = Rows { values: qkv, stride, offset: 0 };
     attention::forward(pass.pool, &mut out, queries, &sequences, pass.heads, None);
     out
+}
+
+/// Appends the new keys and values to the caches.
+fn write_pages(pass: &Pass, qkv: &[f32], inputs: &mut [Input], layer: usize) {
+    let Heads { heads, kv_heads, head_dim } = pass.heads;
+    let stride = pass.heads.qkv_width();
+    // Each page with its place in it, and the rows that go there.
+    let mut pages: Vec<(KvPartMut, usize, &[f32])> = Vec::new();
+    let mut rest = qkv;
+    for input in inputs.iter_mut() {
+        let mut at = input.cache.len % Page::TOKENS;
+        let rows;
+        (rows, rest) = rest.split_at(input.tokens.len() * stride);
+        let mut left = rows;
+        for page in input.cache.reserved(layer) {
+            let count = (Page::TOKENS - at).min(left.len() / stride);
+            let rows;
+            (rows, left) = left.split_at(count * stride);
+            pages.push((page, at, rows));
+            at = 0;
+        }
+    }
+    pass.pool.pieces(&mut pages, 1, |_, page| {
+        let (page, at, rows) = &mut page[0];
+        Pages::write(page, *at, &rows[heads * head_dim..], stride, [kv_heads, head_dim]);
+    });
 }

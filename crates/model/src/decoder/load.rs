@@ -19,7 +19,8 @@ impl Decoder {
         let config = source.config()?;
         refuse_untrainable(source, &config, purpose)?;
         let pool = Pool::machine();
-        if purpose == Purpose::WholeTraining || config.routing.is_some() {
+        let generation = purpose == Purpose::Generation;
+        if purpose == Purpose::WholeTraining || (config.routing.is_some() && !generation) {
             let weights = Weights::read(source)?;
             return Ok(Decoder::of_weights(&pool, &config, precision, purpose, &weights));
         }
@@ -122,19 +123,19 @@ impl HeadNorms {
     }
 }
 
-struct Reader<'a> {
-    source: &'a Source,
-    config: &'a Config,
-    pool: &'a Pool,
-    precision: Precision,
-    purpose: Purpose,
-    arena: Arena,
+pub(super) struct Reader<'a> {
+    pub(super) source: &'a Source,
+    pub(super) config: &'a Config,
+    pub(super) pool: &'a Pool,
+    pub(super) precision: Precision,
+    pub(super) purpose: Purpose,
+    pub(super) arena: Arena,
 }
 
 impl Reader<'_> {
     fn layer(&mut self, index: usize) -> Result<Layer, Error> {
         let config = self.config;
-        let (hidden, inner) = (config.hidden, config.intermediate);
+        let hidden = config.hidden;
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         let (qn, kn, vn) =
@@ -145,16 +146,7 @@ impl Reader<'_> {
             source.matrix(&kn, kv, hidden)?,
             source.matrix(&vn, kv, hidden)?,
         ];
-        let (gate_up, down) = match config.family {
-            Family::GraniteMoeShared => (
-                self.linear(&[&name("shared_mlp.input_linear")], 2 * inner, hidden)?,
-                self.linear(&[&name("shared_mlp.output_linear")], hidden, inner)?,
-            ),
-            _ => (
-                self.linear(&[&name("mlp.gate_proj"), &name("mlp.up_proj")], inner, hidden)?,
-                self.linear(&[&name("mlp.down_proj")], hidden, inner)?,
-            ),
-        };
+        let feed_forward = self.feed_forward(index)?;
         let norm = |part: &str, len: usize| source.vector(&name(part), len);
         let gemma = config.family == Family::Gemma3;
         let own = |part: &str| gemma.then(|| norm(part, hidden)).transpose();
@@ -171,13 +163,31 @@ impl Reader<'_> {
                 if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" },
                 hidden,
             )?,
-            feed_forward: FeedForward::Plain {
-                gate_up,
-                down,
-                gate: if gemma { Gate::GeluTanh } else { Gate::Silu },
-            },
+            feed_forward,
             mixture: None,
         })
+    }
+
+    fn feed_forward(&mut self, index: usize) -> Result<FeedForward, Error> {
+        let config = self.config;
+        if config.routing.is_some() {
+            return self.experts(index);
+        }
+        let (hidden, inner) = (config.hidden, config.intermediate);
+        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
+        let (gate_up, down) = match config.family {
+            Family::GraniteMoeShared => (
+                self.linear(&[&name("shared_mlp.input_linear")], 2 * inner, hidden)?,
+                self.linear(&[&name("shared_mlp.output_linear")], hidden, inner)?,
+            ),
+            _ => (
+                self.linear(&[&name("mlp.gate_proj"), &name("mlp.up_proj")], inner, hidden)?,
+                self.linear(&[&name("mlp.down_proj")], hidden, inner)?,
+            ),
+        };
+        let gemma = config.family == Family::Gemma3;
+        let gate = if gemma { Gate::GeluTanh } else { Gate::Silu };
+        Ok(FeedForward::Plain { gate_up, down, gate })
     }
 
     /// Tensors of the same shape, stacked.

@@ -9,13 +9,14 @@ mod load;
 mod mixture;
 mod observe;
 mod sets;
+mod stored;
 mod training;
 mod weights;
 mod whole;
 
 use kernel::attention::Heads;
 use kernel::ops::{self, Rotary};
-use kernel::{Output, Pool, Precision};
+use kernel::{Buffer, Pool, Precision};
 
 use crate::{Config, ExpertsConfig, Family};
 use embedding::Embedding;
@@ -154,10 +155,8 @@ impl Decoder {
     /// The logits of hidden rows.
     ///
     /// **Shapes**: rows `[rows, hidden]`; the result `[rows, vocab]`.
-    pub fn logits(&self, pool: &Pool, rows: &[f32]) -> Vec<f32> {
-        let mut logits = vec![0.0; rows.len() / self.config.hidden * self.config.vocab];
-        self.head.forward(pool, &mut logits, rows, Output::Replace);
-        logits
+    pub fn logits<'a>(&self, pool: &'a Pool, rows: &[f32]) -> Buffer<'a> {
+        self.head.apply(pool, rows)
     }
 
     fn pass<'p, 'a>(&'a self, pool: &'p Pool, positions: Vec<u32>) -> Pass<'p, 'a> {

@@ -46,11 +46,11 @@ pub struct LayerWeights {
 impl Weights {
     /// All zero.
     pub fn zeros(config: &Config) -> Self {
-        let Config { vocab, hidden, heads, kv_heads, head_dim, intermediate, .. } = *config;
+        let Config { vocab, hidden, heads, kv_heads, head_dim, .. } = *config;
         let matrix = |rows: usize, cols: usize| vec![0.0; rows * cols];
         let head_norm = if config.head_norms { head_dim } else { 0 };
-        let (experts, width) = config.routing.map_or((0, 0), |r| (r.experts, r.width));
-        let sigmoid = config.routing.is_some_and(|routing| routing.sigmoid);
+        let [router, bias, expert_gate_up, expert_down, gate_up, down] =
+            Weights::feed_forward_lengths(config);
         let layer = || LayerWeights {
             attention_norm: vec![0.0; hidden],
             qkv: matrix((heads + 2 * kv_heads) * head_dim, hidden),
@@ -58,12 +58,12 @@ impl Weights {
             key_norm: vec![0.0; head_norm],
             attention_out: matrix(hidden, heads * head_dim),
             feed_forward_norm: vec![0.0; hidden],
-            router: matrix(experts, hidden),
-            bias: vec![0.0; if sigmoid { experts } else { 0 }],
-            expert_gate_up: matrix(experts * 2 * width, hidden),
-            expert_down: matrix(experts * hidden, width),
-            gate_up: matrix(2 * intermediate, hidden),
-            down: matrix(hidden, intermediate),
+            router: vec![0.0; router],
+            bias: vec![0.0; bias],
+            expert_gate_up: vec![0.0; expert_gate_up],
+            expert_down: vec![0.0; expert_down],
+            gate_up: vec![0.0; gate_up],
+            down: vec![0.0; down],
         };
         Weights {
             embedding: matrix(vocab, hidden),
@@ -71,6 +71,21 @@ impl Weights {
             norm: vec![0.0; hidden],
             head: if config.tied_embeddings { Vec::new() } else { matrix(vocab, hidden) },
         }
+    }
+
+    /// Lengths of what [`LayerWeights`] has from `router` on.
+    pub(super) fn feed_forward_lengths(config: &Config) -> [usize; 6] {
+        let Config { hidden, intermediate, routing, .. } = *config;
+        let (experts, width) = routing.map_or((0, 0), |r| (r.experts, r.width));
+        let bias = if routing.is_some_and(|routing| routing.sigmoid) { experts } else { 0 };
+        [
+            experts * hidden,
+            bias,
+            experts * 2 * width * hidden,
+            experts * hidden * width,
+            2 * intermediate * hidden,
+            hidden * intermediate,
+        ]
     }
 
     /// Reads a whole model.

@@ -96,7 +96,11 @@ impl Export<'_> {
         let arch = match config.family {
             Family::Llama => "llama",
             Family::GraniteMoeShared => "granitemoe",
-            Family::Gemma3 | Family::Mixtral | Family::Qwen3Moe | Family::Glm4Moe => {
+            Family::Gemma3
+            | Family::Mixtral
+            | Family::GraniteMoe
+            | Family::Qwen3Moe
+            | Family::Glm4Moe => {
                 unreachable!("`Export` refuses to write it")
             }
         };

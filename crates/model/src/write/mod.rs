@@ -34,8 +34,8 @@ pub type Tensors<'a> = &'a mut dyn FnMut(&TensorInfo) -> Result<Matrix, Error>;
 
 /// Refuses what cannot be written so that it is read again the same.
 fn check_family(config: &Config, path: &Path) -> Result<(), Error> {
-    if config.family == Family::Gemma3 {
-        let problem = "a gemma3 model can be read but not written; use its own file".into();
+    if matches!(config.family, Family::Gemma3 | Family::GraniteMoe) {
+        let problem = "a model of this family can be read but not written; use its own file".into();
         return Err(Error::NotAModel { path: path.into(), problem });
     }
     Ok(())
