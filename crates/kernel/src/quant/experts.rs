@@ -121,7 +121,7 @@ impl TiledExperts {
 
     fn inner_tasks(&self, pool: &Pool, routes: &Routes) -> Vec<Inner> {
         let tiles = self.width / TILE;
-        let blocks = routes.blocks(ROW_BLOCK);
+        let blocks = routes.blocks(ROW_BLOCK, ROW_BLOCK);
         let mut tasks = Vec::new();
         for (expert, rows) in &blocks {
             let least = TASK_BYTES / rows.len().min(16) / (2 * self.gate_up.tile_bytes());
