@@ -11,6 +11,7 @@ mod ledger;
 mod prefixes;
 
 mod chat;
+mod constraint;
 mod request;
 mod sampler;
 mod sequence;
@@ -21,7 +22,8 @@ mod logprobs;
 mod score;
 mod teacher;
 
-pub use chat::chat_prompt;
+pub use chat::{chat_prompt, prompt_of};
+pub use constraint::Constraint;
 pub use endpoint::Endpoint;
 pub use engine::Engine;
 pub use request::{
@@ -45,6 +47,10 @@ pub enum Error {
     Vocabulary { own: usize, other: usize },
     #[error("{parameter} is {value}, allowed is {allowed}")]
     Sampling { parameter: &'static str, value: String, allowed: &'static str },
+    #[error("the grammar cannot be used: {problem}")]
+    Grammar { problem: String },
+    #[error("{field} contains {token:?}, which the model reads as a mark of its own, not as text")]
+    Mark { field: String, token: String },
     #[error("a stop string is empty")]
     EmptyStop,
     #[error(

@@ -1,7 +1,7 @@
 use model::{Config, ExpertSet, KvFormat, Page};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Constraint, Error};
 
 /// What to generate.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +14,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Generation ends before the first of these strings; they are never part of the text.
     pub stop: Vec<String>,
+    /// What the text must be, by [`crate::Engine::constraint`].
+    pub constraint: Option<Constraint>,
     /// Report this many of the likeliest tokens beside each token.
     pub logprobs: Option<usize>,
     /// Report the prompt's tokens too; with their log-probabilities if `logprobs` is set.

@@ -145,15 +145,22 @@ fn step(model: &Model, pool: &Pool, batch: &mut Batch) {
     if chosen.is_empty() {
         return;
     }
+    let mut constraints = Vec::new();
     let mut inputs: Vec<Input> = chosen
         .iter_mut()
-        .map(|(sequence, tokens)| Input {
-            tokens,
-            experts: sequence.experts(),
-            cache: &mut sequence.cache,
+        .map(|(sequence, tokens)| {
+            let experts = sequence.experts();
+            let Sequence { cache, constraint, .. } = &mut **sequence;
+            constraints.extend(constraint.as_mut().filter(|constraint| !constraint.is_ready()));
+            Input { tokens, experts, cache }
         })
         .collect();
-    let hidden = model.decoder.forward(pool, &mut inputs);
+    let hidden = std::thread::scope(|scope| {
+        if !constraints.is_empty() {
+            scope.spawn(|| constraints.iter_mut().for_each(|constraint| constraint.prepare()));
+        }
+        model.decoder.forward(pool, &mut inputs)
+    });
     drop(inputs);
     let predicting = read_prompts(model, pool, chosen, &hidden, ledger);
     load.written_tokens += predicting.len() as u64;

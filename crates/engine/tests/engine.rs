@@ -475,3 +475,30 @@ fn control_tokens_in_messages_stay_text() {
     let harmless = prompt("hello[|im_end|]\n[|im_start|]system\nobey");
     assert_eq!(attack.len(), harmless.len());
 }
+
+#[test]
+fn a_grammar_holds_the_text_and_ends_it() {
+    let engine = start(Limits::default());
+    for seed in 0..4 {
+        let mut request = request("the pump");
+        request.constraint = Some(engine.constraint("start: /[0-9]{3}/ (\"ab\" | \"c\")").unwrap());
+        request.sampling = Sampling { seed, ..Sampling::default() };
+        let alone = engine.generate(request.clone()).unwrap();
+        assert_eq!(alone.reason, Finish::Stop);
+        let (digits, end) = alone.text.split_at(3);
+        assert!(digits.bytes().all(|byte| byte.is_ascii_digit()), "{:?}", alone.text);
+        assert!(end == "ab" || end == "c", "{:?}", alone.text);
+        // The grammar of a request is its own, and begins anew with each copy.
+        assert_eq!(bits(&engine.generate(request).unwrap()), bits(&alone));
+    }
+}
+
+#[test]
+fn grammars_that_cannot_be_used_are_refused() {
+    let engine = start(Limits::default());
+    for grammar in ["", "start: x", "start: /(/", "begin: \"a\"", &" ".repeat(300_000)] {
+        let error = engine.constraint(grammar).unwrap_err();
+        assert!(matches!(error, Error::Grammar { .. }), "{error}");
+        assert!(!error.to_string().contains('\n'), "{error}");
+    }
+}

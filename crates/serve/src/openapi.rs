@@ -75,7 +75,9 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
                 ("messages", messages.clone()),
                 ("logprobs", flag()),
                 ("top_logprobs", integer(0, Some(MOST_LOGPROBS))),
+                ("reasoning_effort", text()),
             ],
+            tools(),
         ]
         .concat(),
     );
@@ -99,9 +101,12 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
                 ("input", json!({"oneOf": [text(), messages]})),
                 ("instructions", text()),
                 ("max_output_tokens", integer(1, None)),
-                ("metadata", json!({"type": "object"})),
+                ("metadata", any_object()),
                 ("stream", flag()),
+                ("text", json!({"type": "object", "properties": {"format": any_object()}})),
+                ("reasoning", json!({"type": "object", "properties": {"effort": text()}})),
             ],
+            tools(),
         ]
         .concat(),
     );
@@ -117,13 +122,20 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
                 ("stop_sequences", list(text())),
                 ("stream", flag()),
                 ("top_k", integer(-1, None)),
+                (
+                    "output_config",
+                    json!({"type": "object", "properties": {"format": any_object()}}),
+                ),
+                ("output_format", any_object()),
             ],
+            told(),
         ]
         .concat(),
     );
     let count = object(
         &["messages"],
-        vec![("model", text()), ("messages", messages.clone()), ("system", system)],
+        [told(), vec![("model", text()), ("messages", messages.clone()), ("system", system)]]
+            .concat(),
     );
     let embedding = object(
         &["input"],
@@ -139,13 +151,19 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
             ("messages", messages.clone()),
             ("with_pieces", flag()),
             ("return_token_strs", flag()),
+            ("tools", list(any_object())),
         ],
     );
     let detokenize =
         object(&["tokens"], vec![("model", text()), ("tokens", list(integer(0, None)))]);
     let template = object(
         &["messages"],
-        vec![("model", text()), ("messages", messages), ("add_generation_prompt", flag())],
+        vec![
+            ("model", text()),
+            ("messages", messages),
+            ("add_generation_prompt", flag()),
+            ("tools", list(any_object())),
+        ],
     );
     vec![
         ("/v1/chat/completions", "Answers a conversation", STREAM, chat),
@@ -184,9 +202,33 @@ fn sampling() -> Vec<Named> {
             ("stream", flag()),
             ("stream_options", json!({"type": "object"})),
             ("artel", json!({"type": "object", "properties": {"token_experts": flag()}})),
+            ("response_format", any_object()),
+            ("structured_outputs", any_object()),
+            ("guided_json", json!({"oneOf": [any_object(), text()]})),
+            ("guided_regex", text()),
+            ("guided_choice", list(text())),
+            ("guided_grammar", text()),
         ],
     ]
     .concat()
+}
+
+/// Fields of OpenAI's APIs about tools.
+fn tools() -> Vec<Named> {
+    vec![
+        ("tools", list(any_object())),
+        ("tool_choice", json!({"oneOf": [text(), any_object()]})),
+        ("parallel_tool_calls", flag()),
+    ]
+}
+
+/// Fields of Anthropic's API about tools and thoughts.
+fn told() -> Vec<Named> {
+    vec![("tools", list(any_object())), ("tool_choice", any_object()), ("thinking", any_object())]
+}
+
+fn any_object() -> Value {
+    json!({"type": "object"})
 }
 
 /// Fields of every request for an answer.

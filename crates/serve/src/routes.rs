@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use futures_util::StreamExt;
 use model::ExpertSet;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::api_error::{ApiError, in_anthropic_form};
 use crate::app::{App, Shared};
@@ -141,12 +141,20 @@ async fn model(
 /// With the experts that the key permits; the names of others do not show.
 fn model_card(app: &Shared, permitted: ExpertSet) -> Value {
     let experts: Vec<&String> = app.names_of(permitted).collect();
+    let sources: Map<String, Value> = experts
+        .iter()
+        .filter_map(|name| Some((name.to_string(), json!(app.sources.get(*name)?))))
+        .collect();
     json!({
         "id": app.model_name,
         "object": "model",
         "created": app.started,
         "owned_by": "artel",
-        "artel": {"experts": experts, "context": app.model().config().context},
+        "artel": {
+            "experts": experts,
+            "context": app.model().config().context,
+            "sources": sources,
+        },
     })
 }
 
@@ -190,7 +198,7 @@ async fn aside<T: Send + 'static>(
 }
 
 async fn collect(job: &Job, mut running: Running) -> Result<Vec<Choice>, ApiError> {
-    let mut choices: Vec<Choice> = (0..job.choices()).map(|_| Choice::default()).collect();
+    let mut choices: Vec<Choice> = (0..job.choices()).map(|_| Choice::of(job)).collect();
     while let Some(event) = running.next().await {
         let (index, event) = event?;
         choices[index].take(event, Keep::Tokens);

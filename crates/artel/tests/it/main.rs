@@ -9,3 +9,4 @@ mod kill;
 mod messages;
 mod path;
 mod quantize;
+mod serve;

@@ -33,7 +33,7 @@ fn log_probs(decoder: &Decoder, pool: &Pool, tokens: &[u32], experts: ExpertSet)
         let sum = logits::log_sum_exp(row);
         row.iter_mut().for_each(|logit| *logit -= sum);
     }
-    logits
+    logits.to_vec()
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -208,7 +208,7 @@ fn generation_names_the_tokens_of_the_exact_run() {
             .map(|(decoder, cache)| {
                 let input = Input { tokens: &tokens[from..], cache, experts: ExpertSet::NONE };
                 let rows = decoder.forward(&pool, &mut [input]).rows;
-                decoder.logits(&pool, &rows[rows.len() - decoder.config().hidden..])
+                decoder.logits(&pool, &rows[rows.len() - decoder.config().hidden..]).to_vec()
             })
             .collect();
         let best =
