@@ -4,13 +4,13 @@ use serde_json::{Map, Value, json};
 
 use crate::parameters::MOST_LOGPROBS;
 
-/// The OpenAPI document.
-pub(crate) fn document() -> Value {
+/// The OpenAPI document of a server of the model of this name.
+pub(crate) fn document(model: &str) -> Value {
     let mut paths = Map::new();
     for (path, summary, answer) in GETS {
         let mut operation = json!({"summary": summary, "responses": responses(answer, true)});
         if path.contains('{') {
-            let schema = json!({"type": "string"});
+            let schema = json!({"enum": [model]});
             operation["parameters"] =
                 json!([{"name": "model", "in": "path", "required": true, "schema": schema}]);
         }
@@ -18,7 +18,8 @@ pub(crate) fn document() -> Value {
         operation["security"] = if open { json!([]) } else { security() };
         paths.insert(path.into(), json!({"get": operation}));
     }
-    for (path, summary, answer, body) in posts() {
+    for (path, summary, answer, mut body) in posts() {
+        body["properties"]["model"] = json!({"enum": [model]});
         let content = json!({"application/json": {"schema": body}});
         let operation = json!({
             "summary": summary,
@@ -63,7 +64,13 @@ fn security() -> Value {
 fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     const JSON: &str = "application/json";
     const STREAM: &str = "text/event-stream";
-    let messages = list(json!({"type": "object", "required": ["role", "content"]}));
+    let blocks = kinds(&["tool_use", "tool_result", "thinking"]);
+    let turns = messages(&["user", "assistant"], json!({"anyOf": [part(&["text"]), blocks]}));
+    let roles = ["system", "developer", "user", "assistant", "tool"];
+    let messages = messages(&roles, part(&["text", "input_text", "output_text"]));
+    let mut items = messages.clone();
+    let others = kinds(&["function_call", "function_call_output", "reasoning"]);
+    items["items"] = json!({"anyOf": [messages["items"], others]});
     let prompt = json!({"oneOf": [
         text(), list(text()), list(integer(0, None)), list(list(integer(0, None))),
     ]});
@@ -98,7 +105,7 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
         [
             one(),
             vec![
-                ("input", json!({"oneOf": [text(), messages]})),
+                ("input", json!({"oneOf": [text(), items]})),
                 ("instructions", text()),
                 ("max_output_tokens", integer(1, None)),
                 ("metadata", any_object()),
@@ -110,14 +117,14 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
         ]
         .concat(),
     );
-    let system = json!({"oneOf": [text(), list(json!({"type": "object"}))]});
+    let system = json!({"oneOf": [text(), list(part(&["text"]))]});
     let message = object(
         &["max_tokens", "messages"],
         [
             one(),
             vec![
                 ("max_tokens", integer(1, None)),
-                ("messages", messages.clone()),
+                ("messages", turns.clone()),
                 ("system", system.clone()),
                 ("stop_sequences", list(text())),
                 ("stream", flag()),
@@ -134,8 +141,7 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     );
     let count = object(
         &["messages"],
-        [told(), vec![("model", text()), ("messages", messages.clone()), ("system", system)]]
-            .concat(),
+        [told(), vec![("model", text()), ("messages", turns), ("system", system)]].concat(),
     );
     let embedding = object(
         &["input"],
@@ -176,6 +182,33 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
         ("/detokenize", "The text of tokens", JSON, detokenize),
         ("/apply-template", "The text that a conversation becomes", JSON, template),
     ]
+}
+
+/// At least one message.
+fn messages(roles: &[&str], part: Value) -> Value {
+    let mut messages = list(json!({
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {
+            "role": {"enum": roles},
+            "content": {"oneOf": [text(), list(part)]},
+        },
+    }));
+    messages["minItems"] = json!(1);
+    messages
+}
+
+/// Objects of these kinds, whose other fields are those of the APIs.
+fn kinds(kinds: &[&str]) -> Value {
+    json!({"type": "object", "required": ["type"], "properties": {"type": {"enum": kinds}}})
+}
+
+fn part(kinds: &[&str]) -> Value {
+    json!({
+        "type": "object",
+        "required": ["type", "text"],
+        "properties": {"type": {"enum": kinds}, "text": text()},
+    })
 }
 
 type Named = (&'static str, Value);

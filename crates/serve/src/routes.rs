@@ -60,7 +60,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/", get(page))
         .route("/health", get(health))
         .route("/metrics", get(metrics_page))
-        .route("/openapi.json", get(async || Json(openapi::document())))
+        .route("/openapi.json", get(document))
         .merge(api)
         .fallback(async |uri: Uri| ApiError::not_found(uri.path()))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
@@ -121,6 +121,10 @@ async fn health(State(app): State<App>) -> impl IntoResponse {
 /// Needs no key, as `/health`: it tells how much is asked, not what.
 async fn metrics_page(State(app): State<App>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::page(&app))
+}
+
+async fn document(State(app): State<App>) -> Json<Value> {
+    Json(openapi::document(&app.model_name))
 }
 
 async fn models(State(app): State<App>, Extension(caller): Extension<Caller>) -> Json<Value> {

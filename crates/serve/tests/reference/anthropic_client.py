@@ -20,6 +20,8 @@ schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}},
           "additionalProperties": False}
 tools = [{"name": "look_up", "description": "Looks a city up.", "input_schema": schema}]
 forced = {"tools": tools, "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
+# The client has no name for it any more, the API has.
+settings = {"model": model, "messages": question, "max_tokens": 64, "extra_body": {"temperature": 0}}
 checks = []
 
 
@@ -29,7 +31,7 @@ def check(function):
 
 
 def ask(**more):
-    return client.messages.create(**{"model": model, "messages": question, "max_tokens": 64, "temperature": 0, **more})
+    return client.messages.create(**{**settings, **more})
 
 
 @check
@@ -41,7 +43,7 @@ def message():
 
 @check
 def streamed():
-    with client.messages.stream(model=model, messages=question, max_tokens=64, temperature=0) as stream:
+    with client.messages.stream(**settings) as stream:
         text = "".join(stream.text_stream)
         assert text == stream.get_final_message().content[0].text
     assert text == ask().content[0].text
@@ -70,7 +72,7 @@ def tool_use_and_its_result():
 
 @check
 def tool_use_streamed():
-    with client.messages.stream(model=model, messages=question, max_tokens=64, temperature=0, **forced) as stream:
+    with client.messages.stream(**settings, **forced) as stream:
         [block] = stream.get_final_message().content
     assert block.input == ask(**forced).content[0].input
     return block.input
@@ -79,7 +81,7 @@ def tool_use_streamed():
 @check
 def refusal():
     try:
-        ask(top_k="many")
+        ask(extra_body={"top_k": "many"})
     except anthropic.BadRequestError as error:
         assert error.body["error"]["type"] == "invalid_request_error"
         return error.body["error"]["message"]

@@ -136,9 +136,10 @@ def checks(browser, args, screen):
         browser.run("at('settings').open = true; at('words').focus()")
         browser.press(" ", " ")
         assert browser.run("at('words').checked"), "a space does not tick the box"
-        browser.run("at('settings').open = false; at('question').focus()")
+        # Anew, as the first answer may have filled a small model's context.
+        browser.run("at('settings').open = false; at('clear').click()")
         ask(browser, "And who says so?")
-        browser.wait("running === null && document.querySelectorAll('.answer').length === 2")
+        browser.wait("running === null && document.querySelectorAll('.answer').length === 1")
         words = browser.run("document.querySelectorAll('.answer:last-child .token').length")
         shown = browser.run("[...document.querySelectorAll('.answer:last-child .experts li')].length")
         assert words > 0 and shown == len(names), (words, shown)
@@ -148,6 +149,7 @@ def checks(browser, args, screen):
     yield "shows who spoke each word", shows_experts
 
     def stops():
+        browser.run("at('clear').click()")
         ask(browser, "Tell me all you know.")
         browser.press("Escape")
         # Long before an answer at its length limit would be written.
