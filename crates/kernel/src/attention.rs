@@ -254,7 +254,7 @@ fn softmax_rows(scores: &mut [f32], cols: usize, seen_by_first: usize, scale: f3
 ///
 /// **Shapes**: qkv, d_qkv `[tokens, qkv_width]` (d_qkv is written over); out, d_out
 /// `[tokens, heads · head_dim]`; log_sums `[tokens, heads]`. `sequences` are row ranges: each
-/// sequence sees its own rows only.
+/// sequence sees its own rows only, and within it each row its newest `window`, if one is given.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     pool: &Pool,
@@ -264,13 +264,14 @@ pub fn backward(
     d_out: &[f32],
     log_sums: &[f32],
     sequences: &[Range<usize>],
+    window: Option<usize>,
     heads: Heads,
 ) {
     let (stride, width) = (heads.qkv_width(), heads.heads * heads.head_dim);
     let tokens = qkv.len() / stride;
     assert!(d_qkv.len() == qkv.len() && out.len() == tokens * width && d_out.len() == out.len());
     assert!(log_sums.len() == tokens * heads.heads && sequences.iter().all(|s| s.end <= tokens));
-    let saved = Saved { qkv, out, d_out, log_sums, heads };
+    let saved = Saved { qkv, out, d_out, log_sums, window, heads };
     let base = SendPtr(d_qkv.as_mut_ptr());
     pool.run(sequences.len() * heads.kv_heads, &|task| {
         let (rows, kv_head) = (&sequences[task / heads.kv_heads], task % heads.kv_heads);
@@ -294,6 +295,7 @@ struct Saved<'a> {
     out: &'a [f32],
     d_out: &'a [f32],
     log_sums: &'a [f32],
+    window: Option<usize>,
     heads: Heads,
 }
 
@@ -354,9 +356,10 @@ impl Saved<'_> {
         let mut d_scores = vec![0.0; rows.len() * seen];
         matmul_part(&mut d_scores, &d_out, &packed.value_rows, seen, dim, Output::Replace);
         for (index, row) in rows.clone().enumerate() {
+            let last = first + index + 1;
             let along = outs.head(row, head, dim).iter().zip(&d_out[index * dim..]);
             let step = RowStep {
-                seen: first + index + 1,
+                seen: self.window.map_or(0, |window| last.saturating_sub(window))..last,
                 scale: heads.scale(),
                 log_sum: self.log_sums[row * heads.heads + head],
                 along: along.map(|(o, d)| o * d).sum(),
@@ -378,9 +381,8 @@ struct PackedHead {
     value_rows: Packed,
 }
 
-#[derive(Clone, Copy)]
 struct RowStep {
-    seen: usize,
+    seen: Range<usize>,
     scale: f32,
     log_sum: f32,
     /// Σ out · d_out of the row.
@@ -390,14 +392,16 @@ struct RowStep {
 multiversion! {
 /// Turns scores into weights, and gradients of weights into gradients of scores.
 fn row_backward(weights: &mut [f32], d_scores: &mut [f32], step: RowStep) {
-    let (weights, hidden) = weights.split_at_mut(step.seen);
-    let (d_scores, d_hidden) = d_scores.split_at_mut(step.seen);
-    for (weight, d) in weights.iter_mut().zip(d_scores) {
+    let (first, last) = (step.seen.start, step.seen.end);
+    for hidden in [&mut *weights, &mut *d_scores] {
+        hidden[..first].fill(0.0);
+        hidden[last..].fill(0.0);
+    }
+    let seen = weights[first..last].iter_mut().zip(&mut d_scores[first..last]);
+    for (weight, d) in seen {
         *weight = exp(*weight * step.scale - step.log_sum);
         *d = *weight * (*d - step.along) * step.scale;
     }
-    hidden.fill(0.0);
-    d_hidden.fill(0.0);
 }
 }
 
@@ -543,7 +547,7 @@ mod tests {
         let (out, sums) = run(&qkv, &sequences);
         let d_out = wave(out.len(), 1.3);
         let mut d_qkv = vec![0.0; qkv.len()];
-        backward(&Pool::new(2), &mut d_qkv, &qkv, &out, &d_out, &sums, &sequences, HEADS);
+        backward(&Pool::new(2), &mut d_qkv, &qkv, &out, &d_out, &sums, &sequences, None, HEADS);
         let value = |qkv: &[f32]| -> f64 {
             oracle(qkv, &sequences).iter().zip(&d_out).map(|(o, d)| o * f64::from(*d)).sum()
         };
@@ -562,6 +566,29 @@ mod tests {
     }
 
     #[test]
+    fn gradients_within_a_window_are_the_numeric_ones() {
+        let rows = 0..9;
+        let qkv = wave(9 * HEADS.qkv_width(), 0.2);
+        let run = |qkv: &[f32]| run_windowed(qkv, std::slice::from_ref(&rows), Some(3));
+        let (out, sums) = run(&qkv);
+        let d_out = wave(out.len(), 1.3);
+        let mut d_qkv = vec![0.0; qkv.len()];
+        let (pool, all) = (Pool::new(2), [rows.clone()]);
+        backward(&pool, &mut d_qkv, &qkv, &out, &d_out, &sums, &all, Some(3), HEADS);
+        let value = |qkv: &[f32]| -> f64 {
+            run(qkv).0.iter().zip(&d_out).map(|(o, d)| f64::from(o * d)).sum()
+        };
+        for i in 0..qkv.len() {
+            let mut moved = qkv.clone();
+            moved[i] += 1e-2;
+            let up = value(&moved);
+            moved[i] -= 2e-2;
+            let expected = (up - value(&moved)) / 2e-2;
+            assert!((f64::from(d_qkv[i]) - expected).abs() < 1e-3, "{i}: {} {expected}", d_qkv[i]);
+        }
+    }
+
+    #[test]
     fn long_gradients_agree_with_short_blocks() {
         // 150 rows cross two block borders; moving one key changes the outputs as the gradient says.
         let sequences = [0..149, 149..150];
@@ -569,7 +596,7 @@ mod tests {
         let (out, sums) = run(&qkv, &sequences);
         let d_out = wave(out.len(), 0.3);
         let mut d_qkv = vec![0.0; qkv.len()];
-        backward(&Pool::new(2), &mut d_qkv, &qkv, &out, &d_out, &sums, &sequences, HEADS);
+        backward(&Pool::new(2), &mut d_qkv, &qkv, &out, &d_out, &sums, &sequences, None, HEADS);
         let value = |qkv: &[f32]| -> f64 {
             oracle(qkv, &sequences).iter().zip(&d_out).map(|(o, d)| o * f64::from(*d)).sum()
         };

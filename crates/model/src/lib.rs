@@ -13,7 +13,10 @@ use std::path::{Path, PathBuf};
 
 use kernel::Precision;
 
-pub use config::{Config, ExpertsConfig, Family, Routing, TensorInfo, Windows};
+pub use config::{
+    Config, ExpertsConfig, Family, Groups, HeadNorms, Latent, Rope, Routing, Scales, Scaling,
+    TensorInfo, Windows, Yarn,
+};
 pub use decoder::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, KvCache, LayerWeights,
     Page, Purpose, Tape, Weights, read_experts,

@@ -13,8 +13,8 @@ use super::swiglu::{self, HALF};
 use super::tile::{Strip, TILE, tile};
 use super::transpose::transpose_lanes;
 use super::{Output, STEP_BLOCK, matmul_transposed};
-use crate::Precision;
 use crate::pool::{Pool, SendPtr};
+use crate::{Gate, Precision};
 
 /// Rows of one expert that a task takes: sixteen tiles.
 const GROUPED_ROWS: usize = 16 * TILE;
@@ -23,10 +23,11 @@ const SCATTERED_TOKENS: usize = 512;
 /// Panels of such a task.
 const SCATTERED_PANELS: usize = 2;
 
-/// The feed-forwards `down · (silu(gate · x) · (up · x))` of several experts, laid out for their
-/// products. One expert alone is a dense feed-forward.
+/// The feed-forwards `down · (act(gate · x) · (up · x))` of several experts, where act is a [`Gate`],
+/// laid out for their products. One expert alone is a dense feed-forward.
 pub struct Experts {
     precision: Precision,
+    gate: Gate,
     hidden: usize,
     width: usize,
     gate_up: Panels<'static>,
@@ -73,6 +74,7 @@ impl Experts {
         let zeros = |order, n, k| Panels::zeros(precision, order, experts, n, k);
         Experts {
             precision,
+            gate: Gate::Silu,
             hidden,
             width,
             gate_up: zeros(Order::Gated, 2 * width, hidden),
@@ -82,6 +84,12 @@ impl Experts {
                 down: zeros(Order::Plain, width, hidden),
             }),
         }
+    }
+
+    /// The same with another activation than [`Gate::Silu`].
+    pub fn with_gate(mut self, gate: Gate) -> Self {
+        self.gate = gate;
+        self
     }
 
     /// Lays out new weights.
@@ -255,6 +263,7 @@ impl Experts {
         swiglu::Part {
             kernel: self.gate_up.kernel,
             precision: self.precision,
+            gate: self.gate,
             width: self.width,
             cols,
             kept: &mut block.kept[from * 2 * width..to * 2 * width],

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use kernel::Matrix;
 use kernel::quant::Format;
 
-use crate::{ChatTemplate, Config, Error, Family, TensorInfo, Tokenizer};
+use crate::{ChatTemplate, Config, Error, TensorInfo, Tokenizer};
 
 /// What is written beside the tensors, and in which format these are.
 #[derive(Clone, Copy)]
@@ -26,15 +26,6 @@ pub struct Export<'a> {
 /// Gives a tensor of [`Config::tensors`] in any format, a vector as one row; called once for each,
 /// in that order, so that one tensor at a time is in memory.
 pub type Tensors<'a> = &'a mut dyn FnMut(&TensorInfo) -> Result<Matrix, Error>;
-
-/// Refuses what cannot be written so that it is read again the same.
-fn check_family(config: &Config, path: &Path) -> Result<(), Error> {
-    if config.family == Family::Gemma3 {
-        let problem = "a gemma3 model can be read but not written; use its own file".into();
-        return Err(Error::NotAModel { path: path.into(), problem });
-    }
-    Ok(())
-}
 
 /// Asks for a tensor and checks that it has the shape that was asked for.
 fn ask(tensors: &mut Tensors, info: &TensorInfo, path: &Path) -> Result<Matrix, Error> {
