@@ -79,6 +79,8 @@ pub(crate) enum Teacher {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Background {
     pub texts: Option<usize>,
+    /// Texts in the manner of what a department is asked, for each department.
+    pub near_misses: Option<usize>,
     /// Of each text, at most.
     pub tokens: Option<usize>,
 }
@@ -101,8 +103,19 @@ pub(crate) struct Serve {
     pub listen: SocketAddr,
     /// Memory for keys and values of running requests and kept prompts, in units of 2^20 bytes.
     pub kv_mb: usize,
+    pub kv_type: KvType,
     /// Requests that are answered at once; more wait.
     pub running: usize,
+    /// PEM files of the server's certificate and of its key: with them it speaks HTTPS.
+    pub tls_certificate: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    /// Most bytes of a request, in units of 2^20.
+    pub body_mb: usize,
+    /// Time that a request's body may take to arrive, and its answer to be complete.
+    pub body_seconds: u64,
+    pub answer_seconds: u64,
+    /// Time that running requests have to finish when the server is told to stop.
+    pub drain_seconds: u64,
     /// A file that gets a line for each request, without prompts and answers.
     pub audit_log: Option<PathBuf>,
     pub keys: Vec<Key>,
@@ -110,14 +123,49 @@ pub(crate) struct Serve {
 
 impl Default for Serve {
     fn default() -> Self {
-        let limits = engine::Limits::default();
+        let (limits, requests) = (engine::Limits::default(), serve::Limits::default());
         Serve {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             kv_mb: limits.kv_bytes >> 20,
+            kv_type: KvType::F16,
             running: limits.running,
+            tls_certificate: None,
+            tls_key: None,
+            body_mb: requests.body_bytes >> 20,
+            body_seconds: requests.body_time.as_secs(),
+            answer_seconds: requests.answer_time.as_secs(),
+            drain_seconds: requests.drain.as_secs(),
             audit_log: None,
             keys: Vec::new(),
         }
+    }
+}
+
+/// How the server keeps keys and values.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum KvType {
+    F32,
+    F16,
+}
+
+impl Serve {
+    fn check(&self) -> Result<()> {
+        let whole = |seconds: u64| usize::try_from(seconds).unwrap_or(usize::MAX);
+        for (name, value) in [
+            ("running", self.running),
+            ("kv_mb", self.kv_mb),
+            ("body_mb", self.body_mb),
+            ("body_seconds", whole(self.body_seconds)),
+            ("answer_seconds", whole(self.answer_seconds)),
+        ] {
+            ensure!(value > 0, "serve.{name} is 0, it must be at least 1");
+        }
+        ensure!(
+            self.tls_certificate.is_some() == self.tls_key.is_some(),
+            "serve.tls_certificate and serve.tls_key belong together: give both"
+        );
+        Ok(())
     }
 }
 
@@ -227,8 +275,7 @@ impl Config {
         for key in &raw.serve.keys {
             key.check(&departments)?;
         }
-        ensure!(raw.serve.running > 0, "serve.running is 0, it must be at least 1");
-        ensure!(raw.serve.kv_mb > 0, "serve.kv_mb is 0, it must be at least 1");
+        raw.serve.check()?;
         let config = Config {
             root: root.into(),
             name,

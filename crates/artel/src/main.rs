@@ -14,8 +14,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    bench, chat, demo, eval, export, forget, ingest, join, key, new, pull, run, serve, status,
-    synth, train,
+    bench, chat, demo, eval, export, forget, ingest, join, key, new, pull, quantize, run, serve,
+    status, synth, train,
 };
 
 /// Turns a company's own documents into its own Mixture-of-Experts language model.
@@ -65,6 +65,8 @@ enum Command {
     Status(status::Args),
     /// Write the model for other engines
     Export(export::Args),
+    /// Write the model as a GGUF file of fewer bits, and say what that costs
+    Quantize(quantize::Args),
     /// Serve the model over HTTP
     Serve(serve::Args),
     /// Talk to the model in the terminal
@@ -111,6 +113,7 @@ impl Command {
             Command::Run(args) => run::run(args, setup),
             Command::Status(args) => status::run(args, setup),
             Command::Export(args) => export::run(args, setup),
+            Command::Quantize(args) => quantize::run(args, setup),
             Command::Serve(args) => serve::run(args, setup),
             Command::Chat(args) => chat::run(args, setup),
             Command::Key(args) => key::run(args),

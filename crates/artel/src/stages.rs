@@ -28,6 +28,8 @@ pub(crate) enum Stage {
     Synth(String),
     /// The base writes text of its own, which is no expert's business.
     Background,
+    /// The base writes what a department might be asked and knows nothing of.
+    NearMisses(String),
     Train(String),
     /// A model of its own, beside the path.
     Scratch,
@@ -67,6 +69,7 @@ impl Stage {
             Stage::Ingest(_) => "ingest",
             Stage::Synth(_) => "synth",
             Stage::Background => "background",
+            Stage::NearMisses(_) => "near misses",
             Stage::Train(_) | Stage::Scratch => "train",
             Stage::Join => "join",
             Stage::Eval => "eval",
@@ -117,6 +120,7 @@ impl<'a> Stages<'a> {
         let mut stages: Vec<Stage> = each(Stage::Ingest).collect();
         stages.extend(each(Stage::Synth));
         stages.push(Stage::Background);
+        stages.extend(each(Stage::NearMisses));
         stages.extend(each(Stage::Train));
         stages.extend([Stage::Join, Stage::Eval]);
         stages
@@ -128,6 +132,7 @@ impl<'a> Stages<'a> {
             Stage::Ingest(name) => (Kind::Collection, name.clone()),
             Stage::Synth(name) => (Kind::Examples, name.clone()),
             Stage::Background => (Kind::Examples, BACKGROUND.into()),
+            Stage::NearMisses(name) => (Kind::Examples, format!("{BACKGROUND}-{name}")),
             Stage::Train(name) => (Kind::Expert, name.clone()),
             Stage::Scratch => (Kind::Model, format!("{}-scratch", self.config.name)),
             Stage::Join => (Kind::Model, self.config.name.clone()),
@@ -140,9 +145,13 @@ impl<'a> Stages<'a> {
         match stage {
             Stage::Ingest(_) | Stage::Background => Vec::new(),
             Stage::Synth(name) => vec![Stage::Ingest(name.clone())],
-            Stage::Train(name) => {
-                vec![Stage::Ingest(name.clone()), Stage::Synth(name.clone()), Stage::Background]
-            }
+            Stage::NearMisses(name) => vec![Stage::Synth(name.clone())],
+            Stage::Train(name) => vec![
+                Stage::Ingest(name.clone()),
+                Stage::Synth(name.clone()),
+                Stage::Background,
+                Stage::NearMisses(name.clone()),
+            ],
             Stage::Scratch => self.active().map(|d| Stage::Ingest(d.name.clone())).collect(),
             Stage::Join => self.active().map(|d| Stage::Train(d.name.clone())).collect(),
             Stage::Eval => {
@@ -160,8 +169,11 @@ impl<'a> Stages<'a> {
         let mut inputs = BTreeMap::new();
         for parent in self.parents(stage) {
             let (kind, name) = self.target(&parent);
-            // The background is written when training asks for it.
-            let verb = if parent == Stage::Background { "train" } else { parent.verb() };
+            let verb = match parent {
+                // What the base writes is written when training asks for it.
+                Stage::Background | Stage::NearMisses(_) => "train",
+                _ => parent.verb(),
+            };
             self.input(&mut inputs, kind, &name, verb)?;
         }
         let config = match stage {
@@ -179,6 +191,10 @@ impl<'a> Stages<'a> {
             Stage::Background => {
                 self.model_input(&mut inputs, &self.config.base)?;
                 background::recipe_config(self)
+            }
+            Stage::NearMisses(_) => {
+                self.model_input(&mut inputs, &self.config.base)?;
+                background::near_misses_config(self)
             }
             Stage::Train(name) => {
                 self.model_input(&mut inputs, &self.config.base)?;
@@ -284,6 +300,7 @@ impl<'a> Stages<'a> {
             Stage::Ingest(name) => ingest::stage(self, self.config.department(name)?, &mut draft),
             Stage::Synth(name) => synth::stage(self, self.config.department(name)?, &mut draft),
             Stage::Background => background::stage(self, &mut draft),
+            Stage::NearMisses(name) => background::near_misses(self, name, &mut draft),
             Stage::Train(name) => train::stage(self, self.config.department(name)?, &mut draft),
             Stage::Scratch => scratch::stage(self, &mut draft),
             Stage::Join => join::stage(self, &mut draft),

@@ -5,9 +5,10 @@ use std::thread::JoinHandle;
 use kernel::Pool;
 use model::{ExpertSet, Model};
 
+use crate::constraint::Grammars;
 use crate::sequence::Pending;
 use crate::worker::{Shared, State, work};
-use crate::{Completion, Error, Event, Flow, Limits, Load, Prompt, Request};
+use crate::{Completion, Constraint, Error, Event, Flow, Limits, Load, Prompt, Request};
 
 /// Generates text for many requests at once.
 ///
@@ -19,6 +20,7 @@ pub struct Engine(Arc<Handle>);
 struct Handle {
     shared: Arc<Shared>,
     worker: Mutex<Option<JoinHandle<()>>>,
+    grammars: Grammars,
 }
 
 impl Engine {
@@ -29,7 +31,11 @@ impl Engine {
             let shared = Arc::clone(&shared);
             move || work(&shared, &pool)
         });
-        Engine(Arc::new(Handle { shared, worker: Mutex::new(Some(worker)) }))
+        Engine(Arc::new(Handle {
+            shared,
+            worker: Mutex::new(Some(worker)),
+            grammars: Grammars::default(),
+        }))
     }
 
     pub fn model(&self) -> &Model {
@@ -43,6 +49,15 @@ impl Engine {
     pub fn load(&self) -> Load {
         let state = self.0.shared.lock();
         Load { queued: state.queue.len(), ..state.load }
+    }
+
+    /// What a grammar asks of a text, in the dialect of Lark that `llguidance` reads (it takes JSON
+    /// schemas as `%json {…}`). May take a while: do it aside.
+    ///
+    /// # Errors
+    /// A grammar that is wrong, too long or takes too much work, or a model without an end token.
+    pub fn constraint(&self, grammar: &str) -> Result<Constraint, Error> {
+        self.0.grammars.constraint(self.model(), grammar)
     }
 
     /// Queues a request. Its events go to `sink`, which must neither block nor call the engine;

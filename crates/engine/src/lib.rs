@@ -11,6 +11,7 @@ mod ledger;
 mod prefixes;
 
 mod chat;
+mod constraint;
 mod request;
 mod sampler;
 mod sequence;
@@ -21,13 +22,14 @@ mod logprobs;
 mod score;
 mod teacher;
 
-pub use chat::chat_prompt;
+pub use chat::{chat_prompt, prompt_of};
+pub use constraint::Constraint;
 pub use endpoint::Endpoint;
 pub use engine::Engine;
 pub use request::{
     Completion, Event, Finish, Flow, Limits, Load, Prompt, PromptToken, Request, Sampling, Token,
 };
-pub use score::Scorer;
+pub use score::{Beside, Scorer};
 pub use teacher::Teacher;
 
 /// Why a request was refused or failed.
@@ -41,8 +43,14 @@ pub enum Error {
     Context { tokens: usize, context: usize, reserve: usize },
     #[error("token {token} is outside the vocabulary of {vocab} tokens")]
     Token { token: u32, vocab: usize },
+    #[error("one model has {own} tokens, the other {other}: they cannot be compared")]
+    Vocabulary { own: usize, other: usize },
     #[error("{parameter} is {value}, allowed is {allowed}")]
     Sampling { parameter: &'static str, value: String, allowed: &'static str },
+    #[error("the grammar cannot be used: {problem}")]
+    Grammar { problem: String },
+    #[error("{field} contains {token:?}, which the model reads as a mark of its own, not as text")]
+    Mark { field: String, token: String },
     #[error("a stop string is empty")]
     EmptyStop,
     #[error(

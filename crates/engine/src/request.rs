@@ -1,7 +1,7 @@
-use model::{Config, ExpertSet, Page};
+use model::{Config, ExpertSet, KvFormat, Page};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Constraint, Error};
 
 /// What to generate.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +14,8 @@ pub struct Request {
     pub sampling: Sampling,
     /// Generation ends before the first of these strings; they are never part of the text.
     pub stop: Vec<String>,
+    /// What the text must be, by [`crate::Engine::constraint`].
+    pub constraint: Option<Constraint>,
     /// Report this many of the likeliest tokens beside each token.
     pub logprobs: Option<usize>,
     /// Report the prompt's tokens too; with their log-probabilities if `logprobs` is set.
@@ -220,18 +222,20 @@ pub struct Limits {
     /// Memory for keys and values. A request waits until there is room for its prompt and
     /// `max_tokens`; what is left keeps prompts that were read.
     pub kv_bytes: usize,
+    /// How they are kept.
+    pub kv_format: KvFormat,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { running: 64, queued: 256, kv_bytes: 2 << 30 }
+        Limits { running: 64, queued: 256, kv_bytes: 2 << 30, kv_format: KvFormat::F32 }
     }
 }
 
 impl Limits {
     /// Tokens for whose keys and values there is room.
     pub fn kv_tokens(&self, config: &Config) -> usize {
-        self.kv_bytes / Page::bytes(config) * Page::TOKENS
+        self.kv_bytes / Page::bytes(config, self.kv_format) * Page::TOKENS
     }
 }
 

@@ -1,5 +1,5 @@
 use kernel::Pool;
-use kernel::logits::log_sum_exp;
+use kernel::logits::{largest, log_sum_exp};
 use model::{ExpertSet, Input, KvCache, Model};
 
 use crate::Error;
@@ -12,6 +12,30 @@ const CHUNK: usize = 512;
 pub struct Scorer<'a> {
     pub model: &'a Model,
     pub pool: &'a Pool,
+}
+
+/// What two models say of the same token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Beside {
+    /// KL(own || other) of the distributions, nats.
+    pub divergence: f32,
+    /// The token's log-probability, nats.
+    pub own: f32,
+    pub other: f32,
+    /// Whether both have the same likeliest token.
+    pub same_best: bool,
+}
+
+impl Beside {
+    fn of(a: &[f32], b: &[f32], target: u32) -> Self {
+        let log_p = |logits: &[f32]| logits[target as usize] - log_sum_exp(logits);
+        Beside {
+            divergence: divergence(a, b),
+            own: log_p(a),
+            other: log_p(b),
+            same_best: largest(a).map(|(id, _)| id) == largest(b).map(|(id, _)| id),
+        }
+    }
 }
 
 impl Scorer<'_> {
@@ -88,6 +112,45 @@ impl Scorer<'_> {
             }
         }
         Ok(divergences)
+    }
+
+    /// This model beside another of the same vocabulary, each with all of its experts: what both
+    /// say of each of `tokens[1..]` given those before it.
+    ///
+    /// # Errors
+    /// A token outside either vocabulary, or more tokens than either context holds.
+    pub fn beside(&self, other: &Scorer, tokens: &[u32]) -> Result<Vec<Beside>, Error> {
+        for scorer in [self, other] {
+            scorer.check(tokens.len(), tokens)?;
+        }
+        let vocab = self.model.config().vocab;
+        if other.model.config().vocab != vocab {
+            return Err(Error::Vocabulary { own: vocab, other: other.model.config().vocab });
+        }
+        let Some((_, fed)) = tokens.split_last() else { return Ok(Vec::new()) };
+        let mut caches = [self, other].map(|scorer| KvCache::new(scorer.model.config()));
+        let part = rows_at_once(vocab, 2);
+        let mut found = Vec::with_capacity(fed.len());
+        for chunk in fed.chunks(CHUNK) {
+            let [cache, other_cache] = &mut caches;
+            let rows = [(self, cache), (other, other_cache)].map(|(scorer, cache)| {
+                scorer.forward(chunk, cache, ExpertSet::all(scorer.model.decoder.experts()))
+            });
+            for start in (0..chunk.len()).step_by(part) {
+                let count = part.min(chunk.len() - start);
+                let [a, b] = [(self, &rows[0]), (other, &rows[1])].map(|(scorer, rows)| {
+                    let hidden = scorer.model.config().hidden;
+                    let rows = &rows[start * hidden..(start + count) * hidden];
+                    scorer.model.decoder.logits(self.pool, rows)
+                });
+                let targets = &tokens[found.len() + 1..];
+                found.extend(on_pool(self.pool, count, |row| {
+                    let range = row * vocab..(row + 1) * vocab;
+                    Beside::of(&a[range.clone()], &b[range], targets[row])
+                }));
+            }
+        }
+        Ok(found)
     }
 
     fn check(&self, length: usize, tokens: &[u32]) -> Result<(), Error> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use kernel::logits::log_sum_exp;
 use model::{Decoder, ExpertSet, KvCache, Model, Page};
 
+use crate::constraint::Constraint;
 use crate::ledger::{Account, Ledger};
 use crate::logprobs::top;
 use crate::prefixes::ReadPage;
@@ -46,7 +47,8 @@ impl Pending {
 
 /// What follows the token drawn from one row of logits.
 pub(crate) struct Drawn {
-    pub(crate) token: Option<u32>,
+    /// The token, or why there is none.
+    pub(crate) token: Result<u32, String>,
     pub(crate) logprob: f32,
     pub(crate) top: Vec<(u32, f32)>,
 }
@@ -56,6 +58,7 @@ pub(crate) struct Sequence {
     pub(crate) pending: Pending,
     pub(crate) cache: KvCache,
     pub(crate) account: Account,
+    pub(crate) constraint: Option<Constraint>,
     /// The step in which it last read a part of its prompt, or came.
     pub(crate) read_at: u64,
     /// Prompt tokens already in the cache.
@@ -74,14 +77,17 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// With the pages that its prompt begins with, as far as they were read before.
+    /// With an empty cache, and the pages that its prompt begins with, as far as they were read
+    /// before.
     pub(crate) fn new(
-        pending: Pending,
+        mut pending: Pending,
         model: &Model,
+        cache: KvCache,
         account: Account,
         pages: Vec<ReadPage>,
         step: u64,
     ) -> Self {
+        let constraint = pending.request.constraint.take();
         let request = &pending.request;
         let experts = model.config().experts.as_ref().map_or(0, |experts| experts.names.len());
         let mut prompt = Prompt::default();
@@ -90,8 +96,9 @@ impl Sequence {
             prompt.tokens.push(PromptToken { id, logprob: None, top: Vec::new() });
         }
         let mut sequence = Sequence {
-            cache: KvCache::new(model.config()),
+            cache,
             account,
+            constraint,
             read_at: step,
             read: 0,
             pages: Vec::new(),
@@ -243,18 +250,29 @@ impl Sequence {
 
     /// Draws the next token from its logits `[vocab]`.
     pub(crate) fn draw(&mut self, logits: &[f32]) -> Drawn {
-        let token = self.sampler.draw(logits);
+        let token = self.draw_allowed(logits);
         let normaliser = log_sum_exp(logits);
-        let logprob = token.map_or(f32::NAN, |token| logits[token as usize] - normaliser);
+        let logprob = token.as_ref().map_or(f32::NAN, |&token| logits[token as usize] - normaliser);
         let count = self.pending.request.logprobs.unwrap_or(0);
         Drawn { token, logprob, top: top(logits, normaliser, count) }
+    }
+
+    fn draw_allowed(&mut self, logits: &[f32]) -> Result<u32, String> {
+        let problem = "the model's logits are not numbers";
+        let Some(constraint) = &mut self.constraint else {
+            return self.sampler.draw(logits).ok_or_else(|| problem.to_owned());
+        };
+        let mut allowed = logits.to_vec();
+        constraint.apply(&mut allowed).map_err(|problem| format!("the grammar: {problem}"))?;
+        self.sampler.draw(&allowed).ok_or_else(|| problem.to_owned())
     }
 
     /// Sends the drawn token, and the end if it is the last.
     pub(crate) fn take_token(&mut self, drawn: Drawn, gates: &[f32], model: &Model) {
         let Drawn { token, logprob, top } = drawn;
-        let Some(id) = token else {
-            return self.fail("the model's logits are not numbers");
+        let id = match token {
+            Ok(id) => id,
+            Err(problem) => return self.fail(&problem),
         };
         if model.config().eos.contains(&id) {
             return self.finish(Finish::Stop);
@@ -272,8 +290,15 @@ impl Sequence {
             // What follows the stop string is no text of the answer.
             self.text = TextStream::new(Vec::new());
             self.finish(Finish::StopString(index));
-        } else if self.generated >= self.pending.request.max_tokens {
-            self.finish(Finish::Length);
+            return;
+        }
+        match self.constraint.as_mut().map_or(Ok(false), |constraint| constraint.take(id)) {
+            Err(problem) => self.fail(&format!("the grammar: {problem}")),
+            Ok(true) => self.finish(Finish::Stop),
+            Ok(false) if self.generated >= self.pending.request.max_tokens => {
+                self.finish(Finish::Length);
+            }
+            Ok(false) => {}
         }
     }
 

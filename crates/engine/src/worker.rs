@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kernel::Pool;
 use kernel::logits::log_sum_exp;
-use model::{Decoder, Hidden, Input, Model, Page};
+use model::{Decoder, Hidden, Input, KvCache, Model, Page};
 
 use crate::ledger::Ledger;
 use crate::logprobs::{for_each_row, on_pool, top};
@@ -40,11 +40,11 @@ impl Shared {
 
 /// Runs until the engine is closed: steps all sequences, admits new ones between steps.
 pub(crate) fn work(shared: &Shared, pool: &Pool) {
-    let config = shared.model.config();
+    let page_bytes = Page::bytes(shared.model.config(), shared.limits.kv_format);
     let mut batch = Batch {
         running: Vec::new(),
-        ledger: Ledger::new(shared.limits.kv_bytes / Page::bytes(config)),
-        page_bytes: Page::bytes(config),
+        ledger: Ledger::new(shared.limits.kv_bytes / page_bytes),
+        page_bytes,
         steps: 0,
         load: Load::default(),
     };
@@ -110,7 +110,8 @@ impl Batch {
             let pending = state.queue.pop_front().expect("the queue has a front");
             let Some((account, pages)) = room else { continue };
             self.load.reused_tokens += (pages.len() * Page::TOKENS) as u64;
-            let sequence = Sequence::new(pending, &shared.model, account, pages, self.steps);
+            let cache = KvCache::in_format(shared.model.config(), shared.limits.kv_format);
+            let sequence = Sequence::new(pending, &shared.model, cache, account, pages, self.steps);
             self.running.push(sequence);
         }
     }
@@ -144,15 +145,22 @@ fn step(model: &Model, pool: &Pool, batch: &mut Batch) {
     if chosen.is_empty() {
         return;
     }
+    let mut constraints = Vec::new();
     let mut inputs: Vec<Input> = chosen
         .iter_mut()
-        .map(|(sequence, tokens)| Input {
-            tokens,
-            experts: sequence.experts(),
-            cache: &mut sequence.cache,
+        .map(|(sequence, tokens)| {
+            let experts = sequence.experts();
+            let Sequence { cache, constraint, .. } = &mut **sequence;
+            constraints.extend(constraint.as_mut().filter(|constraint| !constraint.is_ready()));
+            Input { tokens, experts, cache }
         })
         .collect();
-    let hidden = model.decoder.forward(pool, &mut inputs);
+    let hidden = std::thread::scope(|scope| {
+        if !constraints.is_empty() {
+            scope.spawn(|| constraints.iter_mut().for_each(|constraint| constraint.prepare()));
+        }
+        model.decoder.forward(pool, &mut inputs)
+    });
     drop(inputs);
     let predicting = read_prompts(model, pool, chosen, &hidden, ledger);
     load.written_tokens += predicting.len() as u64;
@@ -301,7 +309,9 @@ mod tests {
             };
             let (account, pages) = self.ledger.open(ExpertSet::NONE, &[], prompt + 1).unwrap();
             let pending = Pending { request, sink: Box::new(sink) };
-            let sequence = Sequence::new(pending, &tiny::model(), account, pages, self.steps);
+            let model = tiny::model();
+            let cache = KvCache::new(model.config());
+            let sequence = Sequence::new(pending, &model, cache, account, pages, self.steps);
             self.running.push(sequence);
         }
 

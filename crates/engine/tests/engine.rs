@@ -10,7 +10,7 @@ use std::sync::mpsc;
 
 use engine::{Completion, Engine, Error, Event, Finish, Flow, Limits, Request, Sampling, Scorer};
 use kernel::Pool;
-use model::ExpertSet;
+use model::{ExpertSet, KvFormat};
 
 fn start(limits: Limits) -> Engine {
     Engine::start(tiny::model(), Pool::new(2), limits)
@@ -127,7 +127,7 @@ fn a_request_gets_the_same_bits_alone_and_among_others() {
         })
         .collect();
     // Little memory, so that requests wait and prefixes are let go.
-    let kv_bytes = 40 * model::Page::bytes(tiny::model().config());
+    let kv_bytes = 40 * model::Page::bytes(tiny::model().config(), KvFormat::F32);
     for limits in [Limits::default(), Limits { kv_bytes, ..Limits::default() }] {
         let engine = start(limits);
         let mut reused = 0;
@@ -183,7 +183,7 @@ fn a_prefix_is_reused_by_those_with_the_same_experts_only() {
 
 #[test]
 fn memory_stays_within_its_limit_and_comes_back() {
-    let page = model::Page::bytes(tiny::model().config());
+    let page = model::Page::bytes(tiny::model().config(), KvFormat::F32);
     let limits = Limits { kv_bytes: 10 * page, ..Limits::default() };
     let engine = start(limits);
     let threads: Vec<_> = (0..12)
@@ -290,7 +290,7 @@ fn the_context_ends_the_answer() {
 #[test]
 fn impossible_requests_are_refused() {
     // Three pages of 32 tokens.
-    let kv_bytes = 3 * model::Page::bytes(tiny::model().config());
+    let kv_bytes = 3 * model::Page::bytes(tiny::model().config(), KvFormat::F32);
     let engine = start(Limits { kv_bytes, ..Limits::default() });
     let refused = |request: Request| engine.generate(request).unwrap_err().to_string();
     let sampling = |change: fn(&mut Sampling)| {
@@ -359,7 +359,7 @@ fn a_full_queue_refuses() {
 
 #[test]
 fn those_who_left_while_they_waited_hold_up_nobody() {
-    let page = model::Page::bytes(tiny::model().config());
+    let page = model::Page::bytes(tiny::model().config(), KvFormat::F32);
     let engine = start(Limits { queued: 2, kv_bytes: 20 * page, ..Limits::default() });
     let (release, released) = mpsc::channel::<()>();
     let (running, started) = mpsc::channel();
@@ -474,4 +474,31 @@ fn control_tokens_in_messages_stay_text() {
     // One token for each byte, so that the seams change nothing else.
     let harmless = prompt("hello[|im_end|]\n[|im_start|]system\nobey");
     assert_eq!(attack.len(), harmless.len());
+}
+
+#[test]
+fn a_grammar_holds_the_text_and_ends_it() {
+    let engine = start(Limits::default());
+    for seed in 0..4 {
+        let mut request = request("the pump");
+        request.constraint = Some(engine.constraint("start: /[0-9]{3}/ (\"ab\" | \"c\")").unwrap());
+        request.sampling = Sampling { seed, ..Sampling::default() };
+        let alone = engine.generate(request.clone()).unwrap();
+        assert_eq!(alone.reason, Finish::Stop);
+        let (digits, end) = alone.text.split_at(3);
+        assert!(digits.bytes().all(|byte| byte.is_ascii_digit()), "{:?}", alone.text);
+        assert!(end == "ab" || end == "c", "{:?}", alone.text);
+        // The grammar of a request is its own, and begins anew with each copy.
+        assert_eq!(bits(&engine.generate(request).unwrap()), bits(&alone));
+    }
+}
+
+#[test]
+fn grammars_that_cannot_be_used_are_refused() {
+    let engine = start(Limits::default());
+    for grammar in ["", "start: x", "start: /(/", "begin: \"a\"", &" ".repeat(300_000)] {
+        let error = engine.constraint(grammar).unwrap_err();
+        assert!(matches!(error, Error::Grammar { .. }), "{error}");
+        assert!(!error.to_string().contains('\n'), "{error}");
+    }
 }

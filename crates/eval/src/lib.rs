@@ -5,6 +5,7 @@
 //! differences are judged, and their standard errors are clustered by document.
 
 mod choice;
+mod distance;
 mod forgetting;
 mod perplexity;
 mod question;
@@ -17,6 +18,7 @@ use kernel::Pool;
 use model::{ExpertSet, Model};
 
 pub use choice::{ChoiceScore, Outcome, Rule, evaluate_choices, neutral_question, resume_choices};
+pub use distance::{Distance, beginning, distance};
 pub use forgetting::{
     BaseText, Forgetting, Writing, forgetting, read_base_texts, write_base_texts,
 };

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
+use crate::huge_pages;
+
 /// Sixteen 32-bit values: a cache line, and a register of AVX-512.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -55,7 +57,11 @@ impl Buffers {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = free.get_mut(&size).and_then(Vec::pop);
         drop(free);
-        let lines = lines.unwrap_or_else(|| vec![Line([0; LINE]); size]);
+        let lines = lines.unwrap_or_else(|| {
+            let lines = vec![Line([0; LINE]); size];
+            huge_pages(&lines);
+            lines
+        });
         Buffer { lines, len, owner: self }
     }
 }

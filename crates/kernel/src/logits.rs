@@ -15,7 +15,7 @@ pub fn log_sum_exp(logits: &[f32]) -> f32 {
     }
     let mut sum = 0.0;
     for block in logits.chunks(BLOCK) {
-        sum += f64::from(lane_sum(block.len(), |i| exp(block[i] - max)));
+        sum += f64::from(lane_sum([block], |[logit]| exp(logit - max)));
     }
     (f64::from(max) + sum.ln()) as f32
 }
@@ -49,8 +49,9 @@ fn checked_largest(logits: &[f32]) -> f32 {
 }
 }
 
+/// The largest value, in lanes; a value that is no number is passed over.
 #[inline(always)]
-fn largest_value(logits: &[f32]) -> f32 {
+pub(crate) fn largest_value(logits: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = logits.as_chunks::<16>();
     for chunk in chunks {

@@ -11,3 +11,30 @@ pub fn keep_freed_memory() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
 }
+
+/// Asks the system to back memory by huge pages, which the processor finds faster than many small
+/// ones. What is in it stays; where the system refuses, only speed is lost. Less than one huge page
+/// is left alone.
+pub fn huge_pages<T>(values: &[T]) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const PAGE: usize = 4096;
+        const HUGE: usize = 2 << 20;
+        let (start, len) = (values.as_ptr().addr(), size_of_val(values));
+        let first = start.next_multiple_of(PAGE);
+        if len < 2 * HUGE {
+            return;
+        }
+        let len = (start + len - first) / PAGE * PAGE;
+        // SAFETY: the range lies within `values`; the advice changes no content, and is answered
+        // with an error where it cannot be followed.
+        unsafe {
+            let first = values.as_ptr().cast_mut().cast::<libc::c_void>().byte_add(first - start);
+            libc::madvise(first, len, libc::MADV_HUGEPAGE);
+            // Small pages that are there already.
+            libc::madvise(first, len, libc::MADV_COLLAPSE);
+        }
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = values;
+}

@@ -10,7 +10,7 @@ use crate::cpu::multiversion;
 
 pub use columns::{add_bias, column_sums, scale_columns};
 pub use norm::{
-    HeadRows, rms_norm, rms_norm_backward, rms_norm_heads, rms_norm_heads_backward,
+    HeadRows, rms_norm, rms_norm_backward, rms_norm_heads, rms_norm_heads_backward, rms_norm_lanes,
     rms_norm_weight_gradient,
 };
 
@@ -47,18 +47,33 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// Sums in 16 lanes, so that the compiler vectorises without changing the order of additions.
+/// The sum of a term over arrays of one length, in 16 lanes, so that the compiler vectorises without
+/// changing the order of additions. Whole chunks are copied first: a check of bounds for each value
+/// would keep it from that.
 #[inline(always)]
-pub(crate) fn lane_sum(len: usize, value: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn lane_sum<const N: usize>(values: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
     let mut lanes = [0.0f32; 16];
+    let len = values[0].len();
     let whole = len / 16 * 16;
     for at in (0..whole).step_by(16) {
+        let mut chunks = [[0.0; 16]; N];
+        for n in 0..N {
+            chunks[n].copy_from_slice(&values[n][at..at + 16]);
+        }
         for lane in 0..16 {
-            lanes[lane] += value(at + lane);
+            let mut value = [0.0; N];
+            for n in 0..N {
+                value[n] = chunks[n][lane];
+            }
+            lanes[lane] += term(value);
         }
     }
     for at in whole..len {
-        lanes[at - whole] += value(at);
+        let mut value = [0.0; N];
+        for n in 0..N {
+            value[n] = values[n][at];
+        }
+        lanes[at - whole] += term(value);
     }
     fold(lanes)
 }
@@ -210,6 +225,19 @@ fn swiglu_rows_backward(gate_up: &mut [f32], d_out: &[f32], width: usize) {
 }
 }
 
+/// `out = x`, on all threads.
+pub fn copy<T: Copy + Send + Sync>(pool: &Pool, out: &mut [T], x: &[T]) {
+    assert_eq!(out.len(), x.len());
+    pool.pieces(out, TASK_VALUES, |index, piece| {
+        piece.copy_from_slice(&x[index * TASK_VALUES..][..piece.len()]);
+    });
+}
+
+/// `out = 0`, on all threads.
+pub fn clear(pool: &Pool, out: &mut [f32]) {
+    pool.pieces(out, TASK_VALUES, |_, piece| piece.fill(0.0));
+}
+
 /// `out += x`.
 pub fn add(pool: &Pool, out: &mut [f32], x: &[f32]) {
     assert_eq!(out.len(), x.len());
@@ -253,7 +281,7 @@ multiversion! {
 fn dots(out: &mut [f32], a: &[f32], b: &[f32], cols: usize) {
     for (row, out) in out.iter_mut().enumerate() {
         let (a, b) = (&a[row * cols..][..cols], &b[row * cols..][..cols]);
-        *out = lane_sum(cols, |i| a[i] * b[i]);
+        *out = lane_sum([a, b], |[a, b]| a * b);
     }
 }
 }
@@ -270,7 +298,7 @@ pub fn sum_of_squares(pool: &Pool, x: &[f32]) -> f64 {
 
 multiversion! {
 fn squares(x: &[f32]) -> f32 {
-    lane_sum(x.len(), |i| x[i] * x[i])
+    lane_sum([x], |[x]| x * x)
 }
 }
 

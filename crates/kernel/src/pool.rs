@@ -1,6 +1,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::buffer::{Buffer, Buffers};
@@ -66,6 +66,12 @@ impl Pool {
             })
             .collect();
         Pool { shared, workers, turn: Mutex::new(0), buffers: Buffers::default() }
+    }
+
+    /// The caller's thread alone: for what a task does on its own.
+    pub(crate) fn local() -> &'static Pool {
+        static LOCAL: LazyLock<Pool> = LazyLock::new(|| Pool::new(1));
+        &LOCAL
     }
 
     /// A pool with one thread for each core this process may use.

@@ -3,7 +3,8 @@
 //! The formats above `Bf16` are GGML's: a row is a sequence of blocks, each with its own scale.
 //! This is the plain version of their arithmetic, equal bit for bit to GGML's reference.
 //!
-//! Source: ggml `ggml-quants.c` (`dequantize_row_*`, `quantize_row_*_ref`) and `gguf/quants.py`.
+//! Source: ggml `ggml-quants.c` (`dequantize_row_*`, `quantize_row_*_ref`) and `gguf/quants.py`;
+//! MXFP4: OCP Microscaling Formats 1.0, section 5.2.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -11,15 +12,23 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
+mod experts;
+mod fit;
 mod portable;
 mod product;
+#[cfg(test)]
+mod product_tests;
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vector;
+mod write;
 
 pub use activations::Activations;
+pub use experts::TiledExperts;
 pub use product::{Isa, gated_product, product};
 pub use tiles::Tiles;
+
+use crate::pool::Pool;
 
 /// How the numbers of a matrix are stored.
 #[allow(non_camel_case_types)]
@@ -36,6 +45,11 @@ pub enum Format {
     Q4_K,
     Q5_K,
     Q6_K,
+    Q2_K,
+    Q3_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
 }
 
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -55,7 +69,7 @@ pub enum Error {
 }
 
 impl Format {
-    pub const ALL: [Format; 11] = [
+    pub const ALL: [Format; 16] = [
         Format::F32,
         Format::F16,
         Format::Bf16,
@@ -67,6 +81,11 @@ impl Format {
         Format::Q4_K,
         Format::Q5_K,
         Format::Q6_K,
+        Format::Q2_K,
+        Format::Q3_K,
+        Format::IQ4_NL,
+        Format::IQ4_XS,
+        Format::MXFP4,
     ];
 
     /// The usual name, in lower case: `f32`, `q4_k`.
@@ -83,6 +102,11 @@ impl Format {
             Format::Q4_K => "q4_k",
             Format::Q5_K => "q5_k",
             Format::Q6_K => "q6_k",
+            Format::Q2_K => "q2_k",
+            Format::Q3_K => "q3_k",
+            Format::IQ4_NL => "iq4_nl",
+            Format::IQ4_XS => "iq4_xs",
+            Format::MXFP4 => "mxfp4",
         }
     }
 
@@ -91,7 +115,9 @@ impl Format {
         match self {
             Format::F32 | Format::F16 | Format::Bf16 => 1,
             Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => 32,
-            Format::Q4_K | Format::Q5_K | Format::Q6_K => 256,
+            Format::IQ4_NL | Format::MXFP4 => 32,
+            Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K => 256,
+            Format::IQ4_XS => 256,
         }
     }
 
@@ -108,6 +134,11 @@ impl Format {
             Format::Q4_K => 144,
             Format::Q5_K => 176,
             Format::Q6_K => 210,
+            Format::Q2_K => 84,
+            Format::Q3_K => 110,
+            Format::IQ4_NL => 18,
+            Format::IQ4_XS => 136,
+            Format::MXFP4 => 17,
         }
     }
 
@@ -162,6 +193,54 @@ pub fn quantise(format: Format, values: &[f32], out: &mut Vec<u8>) -> Result<(),
     let before = out.len();
     out.reserve(bytes);
     let done = blocks::quantise(format, values, out);
+    if done.is_err() {
+        out.truncate(before);
+    }
+    done
+}
+
+/// As [`quantise`], with the scales that lose least, in more formats and more time.
+///
+/// What is minimised is the squared error of the values, each weighted with `importance`, the mean
+/// square of what it is multiplied with, and more the larger it is itself.
+///
+/// **Shapes**: values, importance `[cols]`, a row.
+///
+/// # Errors
+/// As [`quantise`]; [`Error::NotWritable`] of MXFP4, Q2_K and Q3_K.
+///
+/// # Panics
+/// If there are not as many importances as values.
+pub fn fit(
+    format: Format,
+    values: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
+    if !write::fitted(format) {
+        return quantise(format, values, out);
+    }
+    out.reserve(format.row_bytes(values.len())?);
+    // Far beyond what scales of f16 reach, and near enough that no sum of squares overflows.
+    if let Some(&value) = values.iter().find(|v| v.is_nan() || v.abs() > 1e9) {
+        return Err(Error::Overflow { format, value });
+    }
+    let mean = values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
+    let mut weights: Vec<f32> = values.iter().map(|v| (mean + v * v).sqrt()).collect();
+    if let Some(importance) = importance {
+        assert_eq!(importance.len(), values.len(), "an importance for each value");
+        // A column that was never used must not be lost altogether.
+        let least = 1e-6 * importance.iter().fold(0.0f32, |a, v| a.max(*v)).max(1e-30);
+        weights.iter_mut().zip(importance).for_each(|(weight, i)| *weight *= i.max(least));
+    }
+    // Their size does not matter, but that of their sums must stay within f32.
+    let largest = weights.iter().fold(0.0f32, |a, v| a.max(*v));
+    match largest > 0.0 && largest.is_finite() {
+        true => weights.iter_mut().for_each(|w| *w = (*w / largest).max(1e-12)),
+        false => weights.fill(1.0),
+    }
+    let before = out.len();
+    let done = write::write(format, values, &weights, out);
     if done.is_err() {
         out.truncate(before);
     }
@@ -226,6 +305,52 @@ impl Matrix {
         Matrix::new(self.rows, self.cols, format, bytes)
     }
 
+    /// The same values stored otherwise, as [`fit`] stores them.
+    ///
+    /// **Shapes**: importance `[parts, cols]`: where the rows are those of several experts in turn,
+    /// one for each.
+    ///
+    /// # Errors
+    /// As [`fit`].
+    ///
+    /// # Panics
+    /// If the rows or the importances do not divide into parts.
+    pub fn fitted(
+        &self,
+        pool: &Pool,
+        format: Format,
+        importance: Option<&[f32]>,
+    ) -> Result<Matrix, Error> {
+        /// Rows of a task.
+        const ROWS: usize = 8;
+        let (rows, cols) = (self.rows, self.cols);
+        let parts = importance.map_or(1, |importance| importance.len() / cols.max(1)).max(1);
+        assert!(rows.is_multiple_of(parts), "{rows} rows in {parts} parts");
+        let row_bytes = format.row_bytes(cols)?;
+        let mut bytes = vec![0; format.matrix_bytes(rows, cols)?];
+        let failed = std::sync::Mutex::new(None);
+        pool.pieces(&mut bytes, (ROWS * row_bytes).max(1), |task, piece| {
+            let mut values = vec![0.0; cols];
+            let mut stored = Vec::with_capacity(row_bytes);
+            for (offset, to) in piece.chunks_exact_mut(row_bytes).enumerate() {
+                let row = task * ROWS + offset;
+                let part = row / (rows / parts);
+                let importance = importance.map(|all| &all[part * cols..(part + 1) * cols]);
+                stored.clear();
+                let done = dequantise(self.format, self.row(row), &mut values)
+                    .and_then(|()| fit(format, &values, importance, &mut stored));
+                match done {
+                    Ok(()) => to.copy_from_slice(&stored),
+                    Err(error) => *failed.lock().expect("no task panics with it") = Some(error),
+                }
+            }
+        });
+        match failed.into_inner().expect("no task panics with it") {
+            Some(error) => Err(error),
+            None => Matrix::new(rows, cols, format, bytes),
+        }
+    }
+
     /// The stored bytes of one row.
     pub fn row(&self, index: usize) -> &[u8] {
         let width = self.bytes.len() / self.rows;
@@ -248,5 +373,7 @@ impl Matrix {
     }
 }
 
+#[cfg(test)]
+mod fit_tests;
 #[cfg(test)]
 mod tests;

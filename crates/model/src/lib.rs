@@ -2,6 +2,7 @@
 
 mod config;
 mod decoder;
+mod importance;
 mod joined;
 mod source;
 mod template;
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use kernel::Precision;
 
+pub use kernel::attention::KvFormat;
+
 pub use config::{
     Config, ExpertsConfig, Family, Groups, HeadNorms, Latent, Rope, Routing, Scales, Scaling,
     TensorInfo, Windows, Yarn,
@@ -21,11 +24,12 @@ pub use decoder::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, KvCache, LayerWeights,
     Page, Purpose, Tape, Weights, read_experts,
 };
+pub use importance::Importance;
 pub use joined::{JOINED_FILE, Joined, JoinedExpert};
 pub use source::Source;
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::Tokenizer;
-pub use write::{Export, Tensors};
+pub use write::{Export, Mix, Quantise, StoredTensor, Tensors};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

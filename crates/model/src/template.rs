@@ -105,16 +105,49 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         now: SystemTime,
     ) -> Result<String, Error> {
+        self.render_context(Value::from(Serde(messages)), context! {}, add_generation_prompt, now)
+    }
+
+    /// As [`ChatTemplate::render`], of messages that may hold more than a text, such as calls of
+    /// tools, and with further variables, such as `tools`.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_values(
+        &self,
+        messages: &[serde_json::Value],
+        variables: &serde_json::Map<String, serde_json::Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let messages = Value::from(Serde(messages));
+        let variables = Value::from(Serde(variables));
+        self.render_context(messages, variables, add_generation_prompt, SystemTime::now())
+    }
+
+    fn render_context(
+        &self,
+        messages: Value,
+        variables: Value,
+        add_generation_prompt: bool,
+        now: SystemTime,
+    ) -> Result<String, Error> {
         let template = self.environment.get_template(NAME).map_err(|error| problem(&error))?;
         let strftime = move |format: &str| clock::format(now, format);
         let context = context! {
-            messages => Value::from(Serde(messages)),
+            messages,
             add_generation_prompt,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
             strftime_now => Value::from_function(strftime),
+            ..variables
         };
         template.render(context).map_err(|error| problem(&error))
+    }
+
+    /// Whether the template looks at a variable of this name.
+    pub fn uses(&self, variable: &str) -> bool {
+        let template = self.environment.get_template(NAME).expect("it was added by new");
+        template.undeclared_variables(false).contains(variable)
     }
 
     /// The turns of a conversation alone, as they stand after earlier ones: without the system

@@ -2,6 +2,8 @@
 
 mod gguf;
 mod pieces;
+mod split;
+mod train;
 
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ use tokenizers::Tokenizer as Inner;
 use crate::source::read_text;
 use crate::{ChatTemplate, Error};
 
-pub(crate) use gguf::{from_gguf, vocabulary};
+pub(crate) use gguf::{Kind, from_gguf, vocabulary};
 
 /// A tokenizer: always the one that its model was trained with.
 #[derive(Clone)]
@@ -165,6 +167,11 @@ impl Tokenizer {
     /// Whether the token is a mark rather than text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.binary_search(&id).is_ok()
+    }
+
+    /// The marks, in their own spelling.
+    pub fn special_tokens(&self) -> impl Iterator<Item = String> {
+        self.special.iter().filter_map(|id| self.token(*id))
     }
 
     /// The content of the `tokenizer.json` that this is.

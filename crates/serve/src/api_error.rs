@@ -116,7 +116,8 @@ impl ApiError {
             E::Context { .. } => {
                 ApiError::invalid(prompt, message).with_code("context_length_exceeded")
             }
-            E::EmptyPrompt | E::Model(_) => ApiError::invalid(prompt, message),
+            E::EmptyPrompt | E::Model(_) | E::Grammar { .. } => ApiError::invalid(prompt, message),
+            E::Mark { ref field, .. } => ApiError::invalid(field.clone(), message),
             E::Token { .. } => ApiError::invalid(prompt, message).with_code("unknown_token"),
             E::Sampling { parameter, .. } => ApiError::invalid(parameter, message),
             E::EmptyStop => ApiError::invalid("stop", message),

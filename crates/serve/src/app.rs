@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) keys: Keys,
     pub(crate) model_name: String,
+    pub(crate) sources: BTreeMap<String, Vec<String>>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     pub(crate) audit: Option<AuditLog>,
@@ -48,6 +50,7 @@ impl App {
             engine,
             keys,
             model_name: options.model_name.clone(),
+            sources: options.sources.clone(),
             limits: options.limits,
             metrics: Metrics::default(),
             audit: audit.transpose()?,

@@ -1,17 +1,20 @@
-use engine::{Token, chat_prompt};
-use model::Message;
+use engine::Token;
 use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::choice::Choice;
+use crate::conversation::{Call, Conversation, Turn, arguments};
 use crate::fields::{Fields, wrong};
 use crate::generation::Job;
 use crate::keys::Caller;
 use crate::parameters::{MOST_LOGPROBS, Parameters};
+use crate::pieces::Piece;
 use crate::reply::{Reply, finish_reason, token_bytes};
+use crate::thinking::Effort;
+use crate::tools::{Shape, Tools, text};
 
-pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
+pub(crate) const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
 /// Reads the body of `/v1/chat/completions`.
 pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, ApiError> {
@@ -19,11 +22,13 @@ pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, Ap
     let parameters = Parameters::read(&mut fields, app, caller)?;
     let logprobs = logprobs(&mut fields)?;
     unsupported(&mut fields)?;
-    let messages = messages("messages", fields.required("messages")?, &ROLES, &["text"])?;
+    let tools = Tools::of_openai(&mut fields, Shape::Nested)?;
+    let effort = fields.text("reasoning_effort")?;
+    let effort = Effort::read(app, "reasoning_effort", effort)?;
+    let turns = turns("messages", fields.required("messages")?, &ROLES, &["text"])?;
     fields.finish()?;
-    let prompt = chat_prompt(app.model(), &messages)
-        .map_err(|error| ApiError::of_engine(error, "messages"))?;
-    let job = Job::new(vec![prompt], "messages", parameters, app.limits.answer_tokens);
+    let conversation = Conversation { turns, tools, effort };
+    let job = Job::of_conversation(app, &conversation, "messages", parameters)?;
     Ok(Job { logprobs, ..job })
 }
 
@@ -41,35 +46,37 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
 
 fn unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.unsupported(&[
-        ("tools", &[json!([])]),
-        ("tool_choice", &[json!("none"), json!("auto")]),
         ("functions", &[json!([])]),
         ("function_call", &[json!("none"), json!("auto")]),
         ("modalities", &[json!(["text"])]),
         ("audio", &[]),
         ("prediction", &[]),
-        ("reasoning_effort", &[json!("none")]),
         ("verbosity", &[json!("medium")]),
         ("web_search_options", &[]),
     ])
 }
 
 /// Messages of these roles, whose contents are texts or lists of parts of these kinds.
-pub(crate) fn messages(
+pub(crate) fn turns(
     path: &str,
     value: Value,
     roles: &[&str],
     parts: &[&str],
-) -> Result<Vec<Message>, ApiError> {
+) -> Result<Vec<Turn>, ApiError> {
     let Value::Array(items) = value else { return Err(wrong(path, "a list", &value)) };
     if items.is_empty() {
         return Err(ApiError::invalid(path, format!("{path} is empty: give at least one")));
     }
     let messages = items.into_iter().enumerate();
-    messages.map(|(index, item)| message(&format!("{path}[{index}]"), item, roles, parts)).collect()
+    messages.map(|(index, item)| turn(&format!("{path}[{index}]"), item, roles, parts)).collect()
 }
 
-fn message(path: &str, value: Value, roles: &[&str], parts: &[&str]) -> Result<Message, ApiError> {
+pub(crate) fn turn(
+    path: &str,
+    value: Value,
+    roles: &[&str],
+    parts: &[&str],
+) -> Result<Turn, ApiError> {
     let mut fields = Fields::of(path, value)?;
     let role = match fields.required("role")? {
         // The newer name of the system's role.
@@ -83,15 +90,58 @@ fn message(path: &str, value: Value, roles: &[&str], parts: &[&str]) -> Result<M
     };
     fields.ignore(&["name"]);
     fields.unsupported(&[
-        ("tool_calls", &[json!([])]),
         ("function_call", &[]),
         ("refusal", &[]),
         ("audio", &[]),
         ("annotations", &[json!([])]),
     ])?;
-    let content = content(&format!("{path}.content"), fields.required("content")?, parts)?;
+    let mut turn = Turn::new(&role, String::new());
+    match role.as_str() {
+        "assistant" => {
+            turn.thought = fields.text("reasoning_content")?;
+            turn.calls = calls(&fields.path("tool_calls"), fields.value("tool_calls"))?;
+        }
+        "tool" => {
+            turn.answers =
+                Some(text(&fields.path("tool_call_id"), fields.required("tool_call_id")?)?);
+        }
+        _ => {}
+    }
+    // Only who calls may say nothing.
+    let said = match fields.value("content") {
+        None if turn.calls.is_empty() => fields.required("content")?,
+        None => json!(""),
+        Some(said) => said,
+    };
+    turn.content = content(&fields.path("content"), said, parts)?;
     fields.finish()?;
-    Ok(Message { role, content })
+    Ok(turn)
+}
+
+/// What an earlier answer called.
+fn calls(path: &str, value: Option<Value>) -> Result<Vec<Call>, ApiError> {
+    let items = match value {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(wrong(path, "a list", &other)),
+    };
+    let items = items.into_iter().enumerate();
+    let call = |(index, item)| {
+        let path = format!("{path}[{index}]");
+        let mut call = Fields::of(&path, item)?;
+        call.unsupported(&[("type", &[json!("function")])])?;
+        call.ignore(&["index"]);
+        let id = call.text("id")?.unwrap_or_default();
+        let inner = format!("{path}.function");
+        let mut function = Fields::of(&inner, call.required("function")?)?;
+        call.finish()?;
+        let name = text(&function.path("name"), function.required("name")?)?;
+        let written = function.text("arguments")?.unwrap_or_default();
+        let arguments = arguments(&function.path("arguments"), &written)?;
+        function.finish()?;
+        Ok(Call { id, name, arguments })
+    };
+    items.map(call).collect()
 }
 
 /// A text, or a list of parts that are texts, of these kinds.
@@ -103,24 +153,26 @@ pub(crate) fn content(path: &str, value: Value, kinds: &[&str]) -> Result<String
     };
     let mut texts = Vec::with_capacity(parts.len());
     for (index, part) in parts.into_iter().enumerate() {
-        let path = format!("{path}[{index}]");
-        let mut part = Fields::of(&path, part)?;
-        let kind = part.text("type")?.unwrap_or_default();
-        if !kinds.contains(&kind.as_str()) {
-            let (path, known) = (format!("{path}.type"), kinds.join("\", \""));
-            let are = if kinds.len() == 1 { "is" } else { "are" };
-            let message = format!("{path} is {kind:?}, only \"{known}\" {are} supported");
-            return Err(ApiError::invalid(path, message).with_code("unsupported_parameter"));
-        }
-        // Hints for caches, and what earlier answers carried besides.
-        part.ignore(&["cache_control", "citations", "annotations", "logprobs"]);
-        match part.required("text")? {
-            Value::String(text) => texts.push(text),
-            other => return Err(wrong(&format!("{path}.text"), "a string", &other)),
-        }
-        part.finish()?;
+        texts.push(text_part(&format!("{path}[{index}]"), part, kinds)?);
     }
     Ok(texts.join("\n"))
+}
+
+/// The text of a part of a message, of one of these kinds.
+pub(crate) fn text_part(path: &str, part: Value, kinds: &[&str]) -> Result<String, ApiError> {
+    let mut part = Fields::of(path, part)?;
+    let kind = part.text("type")?.unwrap_or_default();
+    if !kinds.contains(&kind.as_str()) {
+        let (path, known) = (format!("{path}.type"), kinds.join("\", \""));
+        let are = if kinds.len() == 1 { "is" } else { "are" };
+        let message = format!("{path} is {kind:?}, only \"{known}\" {are} supported");
+        return Err(ApiError::invalid(path, message).with_code("unsupported_parameter"));
+    }
+    // Hints for caches, and what earlier answers carried besides.
+    part.ignore(&["cache_control", "citations", "annotations", "logprobs"]);
+    let text = text(&part.path("text"), part.required("text")?)?;
+    part.finish()?;
+    Ok(text)
 }
 
 /// A choice of the whole answer.
@@ -131,11 +183,30 @@ pub(crate) fn choice(reply: &Reply, index: usize, choice: &Choice) -> Value {
     }
     json!({
         "index": index,
-        "message": {"role": "assistant", "content": choice.text},
+        "message": message(choice),
         "logprobs": log_probabilities(reply, &choice.tokens),
-        "finish_reason": finish_reason(choice.finish),
+        "finish_reason": finish_reason(choice),
         "artel": artel,
     })
+}
+
+fn message(choice: &Choice) -> Value {
+    let text = choice.text();
+    let calls: Vec<Value> =
+        choice.calls().map(|(id, name, arguments)| call(id, name, arguments)).collect();
+    let content = if text.is_empty() && !calls.is_empty() { Value::Null } else { json!(text) };
+    let mut message = json!({"role": "assistant", "content": content});
+    if let Some(thought) = choice.thought() {
+        message["reasoning_content"] = json!(thought);
+    }
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
+    }
+    message
+}
+
+fn call(id: &str, name: &str, arguments: &str) -> Value {
+    json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
 }
 
 /// The first chunk of a choice.
@@ -144,33 +215,62 @@ pub(crate) fn first_chunk(index: usize) -> Value {
     json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null})
 }
 
-/// A chunk with a token; none where nothing shows yet.
-pub(crate) fn token_chunk(reply: &Reply, index: usize, token: &Token) -> Option<Value> {
+/// Chunks with what became certain, and with the token where one is to be reported.
+pub(crate) fn chunks(
+    reply: &Reply,
+    index: usize,
+    choice: &Choice,
+    pieces: &[Piece],
+    token: Option<&Token>,
+) -> Vec<Value> {
     let with_gates = reply.job.parameters.token_experts;
-    if token.text.is_empty() && reply.job.logprobs.is_none() && !with_gates {
-        return None;
+    let mut deltas = deltas(choice, pieces);
+    let token = token.filter(|_| reply.job.logprobs.is_some() || with_gates);
+    if deltas.is_empty() && token.is_some() {
+        deltas.push(json!({"content": ""}));
     }
-    let tokens = std::slice::from_ref(token);
-    let mut chunk = json!({
-        "index": index,
-        "delta": {"content": token.text},
-        "logprobs": log_probabilities(reply, tokens),
-        "finish_reason": null,
-    });
-    if with_gates {
-        chunk["artel"] = json!({"token_experts": reply.token_gates(tokens)});
+    let chunk =
+        |delta| json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
+    let mut chunks: Vec<Value> = deltas.into_iter().map(chunk).collect();
+    if let (Some(token), Some(first)) = (token, chunks.first_mut()) {
+        let tokens = std::slice::from_ref(token);
+        first["logprobs"] = log_probabilities(reply, tokens);
+        if with_gates {
+            first["artel"] = json!({"token_experts": reply.token_gates(tokens)});
+        }
     }
-    Some(chunk)
+    chunks
 }
 
-/// The last chunk of a choice; `rest` is text that was withheld.
-pub(crate) fn last_chunk(reply: &Reply, index: usize, choice: &Choice, rest: &str) -> Value {
-    let delta = if rest.is_empty() { json!({}) } else { json!({"content": rest}) };
+fn deltas(choice: &Choice, pieces: &[Piece]) -> Vec<Value> {
+    // The calls that begin in these pieces are the last ones of the choice.
+    let begun = pieces.iter().filter(|piece| matches!(piece, Piece::Call(_))).count();
+    let calls: Vec<(&str, &str, &str)> = choice.calls().collect();
+    let mut place = calls.len() - begun;
+    let delta = |piece: &Piece| match piece {
+        Piece::Thought(text) => json!({"reasoning_content": text}),
+        Piece::Text(text) => json!({"content": text}),
+        Piece::Call(name) => {
+            let mut begun = call(calls[place].0, name, "");
+            begun["index"] = json!(place);
+            place += 1;
+            json!({"tool_calls": [begun]})
+        }
+        Piece::Arguments(text) => {
+            let index = place.saturating_sub(1);
+            json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+        }
+    };
+    pieces.iter().map(delta).collect()
+}
+
+/// The last chunk of a choice.
+pub(crate) fn last_chunk(reply: &Reply, index: usize, choice: &Choice) -> Value {
     json!({
         "index": index,
-        "delta": delta,
+        "delta": {},
         "logprobs": null,
-        "finish_reason": finish_reason(choice.finish),
+        "finish_reason": finish_reason(choice),
         "artel": reply.gates(choice),
     })
 }

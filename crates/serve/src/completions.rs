@@ -5,10 +5,12 @@ use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::choice::Choice;
 use crate::fields::{Fields, wrong};
-use crate::generation::Job;
+use crate::generation::{Job, constraint};
 use crate::keys::Caller;
 use crate::parameters::{MOST_LOGPROBS, Parameters};
 use crate::reply::{Reply, finish_reason, token_bytes};
+use crate::thinking::Thoughts;
+use crate::tools::Tools;
 
 /// Tokens of an answer where the request does not say, as at OpenAI.
 const ANSWER_TOKENS: usize = 16;
@@ -23,11 +25,8 @@ pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, Ap
         .integer("logprobs", 0..=MOST_LOGPROBS)?
         .and_then(|logprobs| usize::try_from(logprobs).ok());
     let echo = fields.flag("echo")?;
-    fields.unsupported(&[
-        ("suffix", &[json!("")]),
-        ("best_of", &[json!(1), json!(parameters.n)]),
-        ("tools", &[json!([])]),
-    ])?;
+    fields
+        .unsupported(&[("suffix", &[json!("")]), ("best_of", &[json!(1), json!(parameters.n)])])?;
     let prompt = fields.required("prompt")?;
     fields.finish()?;
     let prompts = prompts(app, "prompt", prompt)?;
@@ -36,7 +35,9 @@ pub(crate) fn read(app: &Shared, body: &[u8], caller: &Caller) -> Result<Job, Ap
         let message = format!("prompts × n is {choices}, the limit is {limit}");
         return Err(ApiError::invalid("prompt", message));
     }
-    Ok(Job { logprobs, echo, ..Job::new(prompts, "prompt", parameters, ANSWER_TOKENS) })
+    let constraint = constraint(app, &parameters.format, &Tools::default(), Thoughts::Never)?;
+    let job = Job::new(prompts, "prompt", parameters, ANSWER_TOKENS);
+    Ok(Job { constraint, logprobs, echo, ..job })
 }
 
 /// The prompts in the field `field`.
@@ -95,7 +96,7 @@ pub(crate) fn choice(reply: &Reply, index: usize, choice: &Choice) -> Value {
         logprobs.add_prompt(reply, &choice.prompt.tokens, &mut place);
     }
     logprobs.add(reply, &choice.tokens, &mut place);
-    text.push_str(&choice.text);
+    text.push_str(&choice.text());
     let mut artel = reply.gates(choice);
     if reply.job.parameters.token_experts {
         artel["token_experts"] = reply.token_gates(&choice.tokens);
@@ -104,7 +105,7 @@ pub(crate) fn choice(reply: &Reply, index: usize, choice: &Choice) -> Value {
         "index": index,
         "text": text,
         "logprobs": logprobs.value(reply),
-        "finish_reason": finish_reason(choice.finish),
+        "finish_reason": finish_reason(choice),
         "artel": artel,
     })
 }
@@ -157,7 +158,7 @@ pub(crate) fn last_chunk(reply: &Reply, index: usize, choice: &Choice, rest: &st
         "index": index,
         "text": rest,
         "logprobs": null,
-        "finish_reason": finish_reason(choice.finish),
+        "finish_reason": finish_reason(choice),
         "artel": reply.gates(choice),
     })
 }

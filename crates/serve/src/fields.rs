@@ -36,6 +36,11 @@ impl Fields {
         format!("{}{name}", self.path)
     }
 
+    /// The field's value, which stays unread.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.values.get(name)
+    }
+
     /// The field's value; none where it is absent or null.
     pub(crate) fn value(&mut self, name: &str) -> Option<Value> {
         self.values.shift_remove(name).filter(|value| !value.is_null())

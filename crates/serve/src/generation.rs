@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use engine::{Event, Flow, Request};
+use engine::{Constraint, Event, Flow, Request};
 use model::ExpertSet;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
@@ -10,13 +10,22 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
+use crate::conversation::Conversation;
+use crate::format::{self, Format};
 use crate::keys::Caller;
 use crate::parameters::Parameters;
+use crate::thinking::Thoughts;
+use crate::tools::Tools;
 
 /// What to generate for one HTTP request.
 pub(crate) struct Job {
     pub(crate) prompts: Vec<Vec<u32>>,
     pub(crate) parameters: Parameters,
+    /// What the text must be.
+    pub(crate) constraint: Option<Constraint>,
+    pub(crate) thoughts: Thoughts,
+    /// Whether the text may hold calls of tools.
+    pub(crate) calls: bool,
     pub(crate) logprobs: Option<usize>,
     pub(crate) echo: bool,
     /// Report the mean of the prompt's hidden rows.
@@ -41,12 +50,30 @@ impl Job {
             prompts,
             max_tokens: parameters.max_tokens.unwrap_or(answer_tokens),
             parameters,
+            constraint: None,
+            thoughts: Thoughts::Never,
+            calls: false,
             logprobs: None,
             echo: false,
             embed: false,
             prompt_field,
             repeated: Map::new(),
         }
+    }
+
+    /// The answer to a conversation, held to what the request asks of it.
+    pub(crate) fn of_conversation(
+        app: &Shared,
+        conversation: &Conversation,
+        prompt_field: &'static str,
+        parameters: Parameters,
+    ) -> Result<Self, ApiError> {
+        let prompt = conversation.prompt(app, prompt_field)?;
+        let thoughts = Thoughts::behind(app, &prompt);
+        let tools = &conversation.tools;
+        let constraint = constraint(app, &parameters.format, tools, thoughts)?;
+        let job = Job::new(vec![prompt], prompt_field, parameters, app.limits.answer_tokens);
+        Ok(Job { constraint, thoughts, calls: tools.are_usable(), ..job })
     }
 
     pub(crate) fn experts(&self) -> ExpertSet {
@@ -61,6 +88,19 @@ impl Job {
     pub(crate) fn prompt(&self, choice: usize) -> &[u32] {
         &self.prompts[choice / self.parameters.n]
     }
+}
+
+/// What a request asks of the text.
+pub(crate) fn constraint(
+    app: &Shared,
+    format: &Format,
+    tools: &Tools,
+    thoughts: Thoughts,
+) -> Result<Option<Constraint>, ApiError> {
+    let Some(grammar) = format::grammar(format, tools, thoughts) else { return Ok(None) };
+    let field = if *format == Format::Free { "tools" } else { format.field() };
+    let constraint = app.engine.constraint(&grammar);
+    constraint.map(Some).map_err(|error| ApiError::of_engine(error, field))
 }
 
 /// The events of a job's choices. Dropping it cancels what still runs.
@@ -172,6 +212,7 @@ fn request(job: &Job, choice: usize) -> Request {
         max_tokens: job.max_tokens,
         sampling,
         stop: job.parameters.stop.clone(),
+        constraint: job.constraint.clone(),
         logprobs: job.logprobs,
         echo: job.echo,
         embed: job.embed,

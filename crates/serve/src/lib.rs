@@ -10,6 +10,7 @@
 
 mod app;
 mod generation;
+mod listen;
 mod routes;
 
 mod allowance;
@@ -27,6 +28,12 @@ mod tokens;
 mod fields;
 mod parameters;
 
+mod conversation;
+mod format;
+mod pieces;
+mod thinking;
+mod tools;
+
 mod choice;
 mod reply;
 mod stream;
@@ -35,7 +42,7 @@ mod api_error;
 mod ids;
 mod openapi;
 
-use std::future::IntoFuture;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -45,6 +52,7 @@ use engine::Engine;
 use tokio::net::TcpListener;
 
 use app::App;
+pub use listen::Tls;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -57,7 +65,12 @@ pub struct Options {
     pub open: bool,
     /// The name by which requests ask for the model.
     pub model_name: String,
+    /// The documents from which an expert has learned, by its name, as readers should see them.
+    /// They show to whoever may use the expert.
+    pub sources: BTreeMap<String, Vec<String>>,
     pub limits: Limits,
+    /// Speak HTTPS with this certificate; HTTP where there is none.
+    pub tls: Option<Tls>,
     /// A file to which a line is added for each request, without prompts and answers.
     pub audit_log: Option<PathBuf>,
 }
@@ -79,6 +92,12 @@ pub struct Key {
 /// Bounds on single requests; [`engine::Limits`] bound what runs at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// Connections at once; more wait until one ends.
+    pub connections: usize,
+    /// Time in which a request's head must arrive; so long a connection may also rest between two.
+    pub head_time: Duration,
+    /// Time in which a client must take something of what is sent.
+    pub write_time: Duration,
     /// Bytes of a request body.
     pub body_bytes: usize,
     /// Time in which a request body must arrive.
@@ -98,6 +117,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
+            connections: 1024,
+            head_time: Duration::from_secs(60),
+            write_time: Duration::from_secs(60),
             body_bytes: 4 << 20,
             body_time: Duration::from_secs(30),
             answer_time: Duration::from_secs(600),
@@ -122,6 +144,8 @@ pub enum Error {
     KeyExpert { key: String, expert: String, known: String },
     #[error("the audit log {} cannot be opened: {source}", path.display())]
     AuditLog { path: PathBuf, source: std::io::Error },
+    #[error("TLS: {}: {problem}", path.display())]
+    Tls { path: PathBuf, problem: String },
     #[error("cannot listen on {listen}: {source}")]
     Listen { listen: SocketAddr, source: std::io::Error },
     #[error("the server failed: {0}")]
@@ -140,9 +164,12 @@ pub fn serve(engine: Engine, options: Options, ready: impl FnOnce(&str)) -> Resu
         let app = App::new(engine, &options)?;
         let listener =
             TcpListener::bind(listen).await.map_err(|source| Error::Listen { listen, source })?;
+        let tls = options.tls.as_ref().map(Tls::acceptor).transpose()?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let stop = stop_signal()?;
-        ready(&format!("http://{}", listener.local_addr()?));
-        run(listener, app, stop).await
+        ready(&format!("{scheme}://{}", listener.local_addr()?));
+        listen::run(listener, tls, app, stop).await;
+        Ok(())
     })
 }
 
@@ -152,36 +179,6 @@ pub fn serve(engine: Engine, options: Options, ready: impl FnOnce(&str)) -> Resu
 /// Options that contradict each other or the model.
 pub fn router(engine: Engine, options: &Options) -> Result<Router, Error> {
     Ok(routes::router(App::new(engine, options)?))
-}
-
-async fn run(
-    listener: TcpListener,
-    app: App,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), Error> {
-    let drain = app.limits.drain;
-    let (stopping, mut stopped) = tokio::sync::watch::channel(false);
-    let shutdown = {
-        let app = app.clone();
-        async move {
-            stop.await;
-            app.drain();
-            stopping.send_replace(true);
-        }
-    };
-    let deadline = async {
-        // Only fails where the server has ended already.
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-        tokio::time::sleep(drain).await;
-    };
-    let server = axum::serve(listener, routes::router(app)).with_graceful_shutdown(shutdown);
-    tokio::select! {
-        result = server.into_future() => Ok(result?),
-        () = deadline => {
-            tracing::warn!(?drain, "requests were still running when the time to drain was over");
-            Ok(())
-        }
-    }
 }
 
 /// Completes on SIGTERM or Ctrl-C.
@@ -218,14 +215,16 @@ mod tests {
             keys: Vec::new(),
             open: false,
             model_name: "tiny".into(),
+            sources: BTreeMap::new(),
             limits: Limits::default(),
+            tls: None,
             audit_log: None,
         };
         let app = App::new(engine, &options).unwrap();
         let listener = TcpListener::bind(options.listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let server = tokio::spawn(run(listener, app, async move {
+        let server = tokio::spawn(listen::run(listener, None, app, async move {
             stopped.await.unwrap();
         }));
         let client = std::thread::spawn(move || {
@@ -243,7 +242,7 @@ mod tests {
             stream.read_to_string(&mut rest).unwrap();
             rest
         });
-        server.await.unwrap().unwrap();
+        server.await.unwrap();
         let answer = client.join().unwrap();
         assert!(answer.starts_with("TTP/1.1 200") && answer.contains("[DONE]"), "{answer}");
         assert!(TcpStream::connect(address).is_err(), "the server still listens");

@@ -79,7 +79,9 @@ impl Metrics {
 pub(crate) fn page(app: &Shared) -> String {
     let load = app.engine.load();
     let config = app.model().config();
-    let (page, limit) = (model::Page::bytes(config), app.engine.limits().kv_bytes.max(1));
+    let limits = app.engine.limits();
+    let page = model::Page::bytes(config, limits.kv_format);
+    let limit = limits.kv_bytes.max(1);
     let counts = app.metrics.0.lock().unwrap_or_else(PoisonError::into_inner);
     let mut text = String::new();
     let model = format!("{{model_name={}}}", quoted(&app.model_name));

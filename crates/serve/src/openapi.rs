@@ -4,13 +4,13 @@ use serde_json::{Map, Value, json};
 
 use crate::parameters::MOST_LOGPROBS;
 
-/// The OpenAPI document.
-pub(crate) fn document() -> Value {
+/// The OpenAPI document of a server of the model of this name.
+pub(crate) fn document(model: &str) -> Value {
     let mut paths = Map::new();
     for (path, summary, answer) in GETS {
         let mut operation = json!({"summary": summary, "responses": responses(answer, true)});
         if path.contains('{') {
-            let schema = json!({"type": "string"});
+            let schema = json!({"enum": [model]});
             operation["parameters"] =
                 json!([{"name": "model", "in": "path", "required": true, "schema": schema}]);
         }
@@ -18,7 +18,8 @@ pub(crate) fn document() -> Value {
         operation["security"] = if open { json!([]) } else { security() };
         paths.insert(path.into(), json!({"get": operation}));
     }
-    for (path, summary, answer, body) in posts() {
+    for (path, summary, answer, mut body) in posts() {
+        body["properties"]["model"] = json!({"enum": [model]});
         let content = json!({"application/json": {"schema": body}});
         let operation = json!({
             "summary": summary,
@@ -63,7 +64,13 @@ fn security() -> Value {
 fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     const JSON: &str = "application/json";
     const STREAM: &str = "text/event-stream";
-    let messages = list(json!({"type": "object", "required": ["role", "content"]}));
+    let blocks = kinds(&["tool_use", "tool_result", "thinking"]);
+    let turns = messages(&["user", "assistant"], json!({"anyOf": [part(&["text"]), blocks]}));
+    let roles = ["system", "developer", "user", "assistant", "tool"];
+    let messages = messages(&roles, part(&["text", "input_text", "output_text"]));
+    let mut items = messages.clone();
+    let others = kinds(&["function_call", "function_call_output", "reasoning"]);
+    items["items"] = json!({"anyOf": [messages["items"], others]});
     let prompt = json!({"oneOf": [
         text(), list(text()), list(integer(0, None)), list(list(integer(0, None))),
     ]});
@@ -75,7 +82,9 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
                 ("messages", messages.clone()),
                 ("logprobs", flag()),
                 ("top_logprobs", integer(0, Some(MOST_LOGPROBS))),
+                ("reasoning_effort", text()),
             ],
+            tools(),
         ]
         .concat(),
     );
@@ -96,34 +105,43 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
         [
             one(),
             vec![
-                ("input", json!({"oneOf": [text(), messages]})),
+                ("input", json!({"oneOf": [text(), items]})),
                 ("instructions", text()),
                 ("max_output_tokens", integer(1, None)),
-                ("metadata", json!({"type": "object"})),
+                ("metadata", any_object()),
                 ("stream", flag()),
+                ("text", json!({"type": "object", "properties": {"format": any_object()}})),
+                ("reasoning", json!({"type": "object", "properties": {"effort": text()}})),
             ],
+            tools(),
         ]
         .concat(),
     );
-    let system = json!({"oneOf": [text(), list(json!({"type": "object"}))]});
+    let system = json!({"oneOf": [text(), list(part(&["text"]))]});
     let message = object(
         &["max_tokens", "messages"],
         [
             one(),
             vec![
                 ("max_tokens", integer(1, None)),
-                ("messages", messages.clone()),
+                ("messages", turns.clone()),
                 ("system", system.clone()),
                 ("stop_sequences", list(text())),
                 ("stream", flag()),
                 ("top_k", integer(-1, None)),
+                (
+                    "output_config",
+                    json!({"type": "object", "properties": {"format": any_object()}}),
+                ),
+                ("output_format", any_object()),
             ],
+            told(),
         ]
         .concat(),
     );
     let count = object(
         &["messages"],
-        vec![("model", text()), ("messages", messages.clone()), ("system", system)],
+        [told(), vec![("model", text()), ("messages", turns), ("system", system)]].concat(),
     );
     let embedding = object(
         &["input"],
@@ -139,13 +157,19 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
             ("messages", messages.clone()),
             ("with_pieces", flag()),
             ("return_token_strs", flag()),
+            ("tools", list(any_object())),
         ],
     );
     let detokenize =
         object(&["tokens"], vec![("model", text()), ("tokens", list(integer(0, None)))]);
     let template = object(
         &["messages"],
-        vec![("model", text()), ("messages", messages), ("add_generation_prompt", flag())],
+        vec![
+            ("model", text()),
+            ("messages", messages),
+            ("add_generation_prompt", flag()),
+            ("tools", list(any_object())),
+        ],
     );
     vec![
         ("/v1/chat/completions", "Answers a conversation", STREAM, chat),
@@ -158,6 +182,33 @@ fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
         ("/detokenize", "The text of tokens", JSON, detokenize),
         ("/apply-template", "The text that a conversation becomes", JSON, template),
     ]
+}
+
+/// At least one message.
+fn messages(roles: &[&str], part: Value) -> Value {
+    let mut messages = list(json!({
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {
+            "role": {"enum": roles},
+            "content": {"oneOf": [text(), list(part)]},
+        },
+    }));
+    messages["minItems"] = json!(1);
+    messages
+}
+
+/// Objects of these kinds, whose other fields are those of the APIs.
+fn kinds(kinds: &[&str]) -> Value {
+    json!({"type": "object", "required": ["type"], "properties": {"type": {"enum": kinds}}})
+}
+
+fn part(kinds: &[&str]) -> Value {
+    json!({
+        "type": "object",
+        "required": ["type", "text"],
+        "properties": {"type": {"enum": kinds}, "text": text()},
+    })
 }
 
 type Named = (&'static str, Value);
@@ -184,9 +235,33 @@ fn sampling() -> Vec<Named> {
             ("stream", flag()),
             ("stream_options", json!({"type": "object"})),
             ("artel", json!({"type": "object", "properties": {"token_experts": flag()}})),
+            ("response_format", any_object()),
+            ("structured_outputs", any_object()),
+            ("guided_json", json!({"oneOf": [any_object(), text()]})),
+            ("guided_regex", text()),
+            ("guided_choice", list(text())),
+            ("guided_grammar", text()),
         ],
     ]
     .concat()
+}
+
+/// Fields of OpenAI's APIs about tools.
+fn tools() -> Vec<Named> {
+    vec![
+        ("tools", list(any_object())),
+        ("tool_choice", json!({"oneOf": [text(), any_object()]})),
+        ("parallel_tool_calls", flag()),
+    ]
+}
+
+/// Fields of Anthropic's API about tools and thoughts.
+fn told() -> Vec<Named> {
+    vec![("tools", list(any_object())), ("tool_choice", any_object()), ("thinking", any_object())]
+}
+
+fn any_object() -> Value {
+    json!({"type": "object"})
 }
 
 /// Fields of every request for an answer.

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::fields::{Fields, wrong};
+use crate::format::Format;
 use crate::ids;
 use crate::keys::Caller;
 
@@ -15,15 +16,8 @@ const MOST_STOPS: usize = 16;
 
 /// Fields that common clients send and that change nothing here: they concern accounts, billing
 /// and storage of OpenAI's own service.
-pub(crate) const IGNORED: [&str; 7] = [
-    "user",
-    "store",
-    "metadata",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "parallel_tool_calls",
-];
+pub(crate) const IGNORED: [&str; 6] =
+    ["user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"];
 
 /// What both kinds of completions have in common.
 pub(crate) struct Parameters {
@@ -38,6 +32,8 @@ pub(crate) struct Parameters {
     pub(crate) experts: ExpertSet,
     /// Report the gate weights of each token.
     pub(crate) token_experts: bool,
+    /// What the text of the answer must be.
+    pub(crate) format: Format,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,7 +52,6 @@ impl Parameters {
     ) -> Result<Self, ApiError> {
         check_model(fields, app)?;
         fields.ignore(&IGNORED);
-        fields.unsupported(&[("response_format", &[json!({"type": "text"})])])?;
         let most_n = i64::try_from(app.limits.choices).unwrap_or(i64::MAX);
         let n = fields.integer("n", 1..=most_n)?.unwrap_or(1);
         Ok(Parameters {
@@ -67,6 +62,7 @@ impl Parameters {
             stream: stream(fields)?,
             experts: experts(fields, app.expert_names(), caller.permitted)?,
             token_experts: token_experts(fields)?,
+            format: Format::read(fields)?,
         })
     }
 
@@ -92,6 +88,7 @@ impl Parameters {
             stream: Stream::No,
             experts: experts(fields, app.expert_names(), caller.permitted)?,
             token_experts: false,
+            format: Format::Free,
         })
     }
 }

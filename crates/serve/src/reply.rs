@@ -80,12 +80,17 @@ impl Reply {
         let reused: usize =
             choices.iter().step_by(self.job.parameters.n).map(|choice| choice.prompt.reused).sum();
         let completion: usize = choices.iter().map(|choice| choice.completion_tokens).sum();
-        json!({
+        let thought: usize = choices.iter().map(|choice| choice.thought_tokens).sum();
+        let mut usage = json!({
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": reused},
-        })
+        });
+        if thought > 0 {
+            usage["completion_tokens_details"] = json!({"reasoning_tokens": thought});
+        }
+        usage
     }
 
     /// `{"experts": {name: mean gate weight}}` of a choice.
@@ -126,9 +131,10 @@ impl Reply {
     }
 }
 
-pub(crate) fn finish_reason(finish: Option<Finish>) -> Value {
-    match finish {
+pub(crate) fn finish_reason(choice: &Choice) -> Value {
+    match choice.finish {
         None => Value::Null,
+        Some(Finish::Stop) if choice.calls().next().is_some() => json!("tool_calls"),
         Some(Finish::Stop | Finish::StopString(_)) => json!("stop"),
         Some(Finish::Length) => json!("length"),
     }

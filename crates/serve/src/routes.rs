@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use futures_util::StreamExt;
 use model::ExpertSet;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::api_error::{ApiError, in_anthropic_form};
 use crate::app::{App, Shared};
@@ -60,7 +60,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/", get(page))
         .route("/health", get(health))
         .route("/metrics", get(metrics_page))
-        .route("/openapi.json", get(async || Json(openapi::document())))
+        .route("/openapi.json", get(document))
         .merge(api)
         .fallback(async |uri: Uri| ApiError::not_found(uri.path()))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
@@ -123,6 +123,10 @@ async fn metrics_page(State(app): State<App>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::page(&app))
 }
 
+async fn document(State(app): State<App>) -> Json<Value> {
+    Json(openapi::document(&app.model_name))
+}
+
 async fn models(State(app): State<App>, Extension(caller): Extension<Caller>) -> Json<Value> {
     Json(json!({"object": "list", "data": [model_card(&app, caller.permitted)]}))
 }
@@ -141,12 +145,20 @@ async fn model(
 /// With the experts that the key permits; the names of others do not show.
 fn model_card(app: &Shared, permitted: ExpertSet) -> Value {
     let experts: Vec<&String> = app.names_of(permitted).collect();
+    let sources: Map<String, Value> = experts
+        .iter()
+        .filter_map(|name| Some((name.to_string(), json!(app.sources.get(*name)?))))
+        .collect();
     json!({
         "id": app.model_name,
         "object": "model",
         "created": app.started,
         "owned_by": "artel",
-        "artel": {"experts": experts, "context": app.model().config().context},
+        "artel": {
+            "experts": experts,
+            "context": app.model().config().context,
+            "sources": sources,
+        },
     })
 }
 
@@ -190,7 +202,7 @@ async fn aside<T: Send + 'static>(
 }
 
 async fn collect(job: &Job, mut running: Running) -> Result<Vec<Choice>, ApiError> {
-    let mut choices: Vec<Choice> = (0..job.choices()).map(|_| Choice::default()).collect();
+    let mut choices: Vec<Choice> = (0..job.choices()).map(|_| Choice::of(job)).collect();
     while let Some(event) = running.next().await {
         let (index, event) = event?;
         choices[index].take(event, Keep::Tokens);

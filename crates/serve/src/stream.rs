@@ -9,9 +9,10 @@ use futures_util::stream;
 use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
-use crate::choice::{Choice, Keep};
+use crate::choice::{self, Choice, Keep};
 use crate::generation::Running;
 use crate::parameters;
+use crate::pieces::Piece;
 use crate::reply::{Form, Reply};
 use crate::{chat, completions, messages, responses};
 
@@ -28,6 +29,8 @@ struct Streamed {
     places: Vec<usize>,
     /// Parts that are ready to send.
     ready: VecDeque<Part>,
+    /// The part of the only choice that is being sent, in a form whose parts have names.
+    open: Option<usize>,
     /// Events were numbered up to this.
     numbered: usize,
     ended: bool,
@@ -40,12 +43,22 @@ struct Part {
     data: String,
 }
 
+/// How a form names what it sends of its only choice, whose parts have numbers.
+pub(crate) trait Named {
+    fn first(&self, reply: &Reply, choice: &Choice) -> Vec<Value>;
+    fn begin(&self, reply: &Reply, choice: &Choice, part: usize) -> Vec<Value>;
+    fn more(&self, reply: &Reply, choice: &Choice, part: usize, piece: &Piece) -> Option<Value>;
+    fn end(&self, reply: &Reply, choice: &Choice, part: usize) -> Vec<Value>;
+    fn last(&self, reply: &Reply, choice: &Choice) -> Vec<Value>;
+}
+
 pub(crate) fn response(reply: Reply, running: Running) -> Response {
     let choices = reply.job.choices();
     let streamed = Streamed {
-        choices: (0..choices).map(|_| Choice::default()).collect(),
+        choices: (0..choices).map(|_| Choice::of(&reply.job)).collect(),
         places: vec![0; choices],
         ready: VecDeque::new(),
+        open: None,
         numbered: 0,
         ended: false,
         reply,
@@ -120,70 +133,83 @@ impl Streamed {
 
     fn take(&mut self, index: usize, event: Event) {
         let (choice, place) = (&mut self.choices[index], &mut self.places[index]);
-        let (reply, form) = (&self.reply, self.reply.form);
-        let chunk = match event {
+        let reply = &self.reply;
+        let is_chat = reply.form == Form::Chat;
+        let chunks = match event {
+            Event::Token(token) if is_chat => {
+                let pieces = choice.take(Event::Token(token.clone()), Keep::Counts);
+                chat::chunks(reply, index, choice, &pieces, Some(&token))
+            }
             Event::Token(token) => {
-                let chunk = match form {
-                    Form::Chat => chat::token_chunk(reply, index, &token),
-                    _ => completions::token_chunk(reply, index, &token, place),
-                };
+                let chunk = completions::token_chunk(reply, index, &token, place);
                 choice.take(Event::Token(token), Keep::Counts);
-                chunk
+                chunk.into_iter().collect()
             }
             event @ Event::Prompt(_) => {
                 choice.take(event, Keep::Counts);
-                match form {
-                    Form::Chat => Some(chat::first_chunk(index)),
-                    _ => completions::first_chunk(reply, index, choice, place),
+                match is_chat {
+                    true => vec![chat::first_chunk(index)],
+                    false => {
+                        completions::first_chunk(reply, index, choice, place).into_iter().collect()
+                    }
                 }
             }
-            event @ Event::Done { .. } => {
-                choice.take(event, Keep::Counts);
-                let rest = std::mem::take(&mut choice.text);
-                Some(match form {
-                    Form::Chat => chat::last_chunk(reply, index, choice, &rest),
-                    _ => completions::last_chunk(reply, index, choice, &rest),
-                })
+            Event::Done { ref text, .. } => {
+                let rest = text.clone();
+                let pieces = choice.take(event, Keep::Counts);
+                match is_chat {
+                    true => {
+                        let mut chunks = chat::chunks(reply, index, choice, &pieces, None);
+                        chunks.push(chat::last_chunk(reply, index, choice));
+                        chunks
+                    }
+                    false => vec![completions::last_chunk(reply, index, choice, &rest)],
+                }
             }
-            Event::Waiting | Event::Prefill { .. } | Event::Failed(_) => None,
+            Event::Waiting | Event::Prefill { .. } | Event::Failed(_) => Vec::new(),
         };
-        if let Some(chunk) = chunk {
-            self.send(chunk);
-        }
+        chunks.into_iter().for_each(|chunk| self.send(chunk));
     }
 
     /// Takes in an event of the only choice, in a form whose parts have names.
     fn take_named(&mut self, event: Event) {
-        let text = match &event {
-            Event::Token(token) => token.text.clone(),
-            Event::Done { text, .. } => text.clone(),
-            _ => String::new(),
-        };
         let (first, last) =
             (matches!(event, Event::Prompt(_)), matches!(event, Event::Done { .. }));
         let (reply, choice) = (&self.reply, &mut self.choices[0]);
-        choice.take(event, Keep::Tokens);
-        let is_messages = reply.form == Form::Messages;
-        let mut parts = Vec::new();
+        let pieces = choice.take(event, Keep::Counts);
+        let named: &dyn Named = match reply.form {
+            Form::Messages => &messages::Events,
+            _ => &responses::Events,
+        };
+        let mut events = Vec::new();
         if first {
-            parts.extend(match is_messages {
-                true => messages::first_events(reply, choice),
-                false => responses::first_events(reply, choice),
-            });
+            events.extend(named.first(reply, choice));
         }
-        if !text.is_empty() {
-            parts.push(match is_messages {
-                true => messages::text_event(&text),
-                false => responses::text_event(reply, &text),
-            });
+        for piece in &pieces {
+            let begins = match (piece, self.open.map(|open| &choice.parts[open])) {
+                (Piece::Call(_), _) | (_, None) => true,
+                (Piece::Thought(_), Some(part)) => !matches!(part, choice::Part::Thought(_)),
+                (Piece::Text(_), Some(part)) => !matches!(part, choice::Part::Text(_)),
+                (Piece::Arguments(_), Some(_)) => false,
+            };
+            if begins {
+                let next = self.open.map_or(0, |open| open + 1);
+                if let Some(open) = self.open.replace(next) {
+                    events.extend(named.end(reply, choice, open));
+                }
+                events.extend(named.begin(reply, choice, next));
+            }
+            events.extend(self.open.and_then(|open| named.more(reply, choice, open, piece)));
         }
         if last {
-            parts.extend(match is_messages {
-                true => messages::last_events(reply, choice),
-                false => responses::last_events(reply, choice),
+            let open = self.open.unwrap_or_else(|| {
+                events.extend(named.begin(reply, choice, 0));
+                0
             });
+            events.extend(named.end(reply, choice, open));
+            events.extend(named.last(reply, choice));
         }
-        parts.into_iter().for_each(|part| self.send_named(part));
+        events.into_iter().for_each(|event| self.send_named(event));
     }
 
     fn send(&mut self, choice: Value) {

@@ -1,14 +1,15 @@
 //! Text to tokens and back, as llama.cpp and vLLM ask for it.
 
-use engine::chat_prompt;
 use serde_json::{Value, json};
 
 use crate::api_error::ApiError;
 use crate::app::Shared;
 use crate::chat;
+use crate::conversation::Conversation;
 use crate::fields::{Fields, wrong};
 use crate::parameters;
 use crate::reply::token_bytes;
+use crate::tools::{Shape, Tools};
 
 /// What `/tokenize` answers: the tokens of `content` or `prompt` (a text), or of `messages`.
 pub(crate) fn tokenize(app: &Shared, body: &[u8]) -> Result<Value, ApiError> {
@@ -25,19 +26,23 @@ pub(crate) fn tokenize(app: &Shared, body: &[u8]) -> Result<Value, ApiError> {
     ])?;
     let (content, prompt) = (fields.text("content")?, fields.text("prompt")?);
     let messages = fields.value("messages");
+    let tools = Tools::of_openai(&mut fields, Shape::Nested)?;
     fields.finish()?;
     let tokens = match (content.or(prompt), messages) {
-        (Some(text), None) => app.model().tokenizer.encode(&text).map_err(engine::Error::from),
+        (Some(text), None) => {
+            let tokens = app.model().tokenizer.encode(&text);
+            tokens.map_err(|error| ApiError::of_engine(error.into(), "content"))?
+        }
         (None, Some(list)) => {
-            let messages = chat::messages("messages", list, &chat::ROLES, &["text"])?;
-            chat_prompt(app.model(), &messages)
+            let turns = chat::turns("messages", list, &chat::ROLES, &["text"])?;
+            let conversation = Conversation { tools, ..Conversation::new(turns) };
+            conversation.prompt(app, "messages")?
         }
         _ => {
             let message = "give one of content, prompt and messages";
             return Err(ApiError::invalid("content", message).with_code("missing_parameter"));
         }
     };
-    let tokens = tokens.map_err(|error| ApiError::of_engine(error, "content"))?;
     let text = |id: u32| String::from_utf8_lossy(&token_bytes(app, id)).into_owned();
     let mut answer = json!({
         "count": tokens.len(),
@@ -83,12 +88,11 @@ pub(crate) fn detokenize(app: &Shared, body: &[u8]) -> Result<Value, ApiError> {
 pub(crate) fn apply_template(app: &Shared, body: &[u8]) -> Result<Value, ApiError> {
     let mut fields = Fields::parse(body)?;
     parameters::check_model(&mut fields, app)?;
-    fields.unsupported(&[("tools", &[json!([])])])?;
+    let tools = Tools::of_openai(&mut fields, Shape::Nested)?;
     let generation = fields.value("add_generation_prompt").is_none_or(|value| value != false);
     let list = fields.required("messages")?;
-    let messages = chat::messages("messages", list, &chat::ROLES, &["text"])?;
+    let turns = chat::turns("messages", list, &chat::ROLES, &["text"])?;
     fields.finish()?;
-    let prompt = app.model().template.render(&messages, generation);
-    let prompt = prompt.map_err(|error| ApiError::invalid("messages", error.to_string()))?;
-    Ok(json!({"prompt": prompt}))
+    let conversation = Conversation { tools, ..Conversation::new(turns) };
+    Ok(json!({"prompt": conversation.text(app, generation)?}))
 }

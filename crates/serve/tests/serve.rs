@@ -7,8 +7,11 @@ mod endpoints;
 mod hostile;
 #[path = "../../model/tests/mutate/mod.rs"]
 mod mutate;
+mod structured;
 #[path = "../../engine/tests/tiny/mod.rs"]
 mod tiny;
+
+use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -35,7 +38,9 @@ fn options() -> Options {
         keys: Vec::new(),
         open: false,
         model_name: "tiny".into(),
+        sources: BTreeMap::from([("purchasing".into(), vec!["Suppliers (suppliers.pdf)".into()])]),
         limits: Limits::default(),
+        tls: None,
         audit_log: None,
     }
 }
@@ -263,7 +268,6 @@ async fn wrong_requests_are_named() {
     let chats = [
         chat(json!({"temprature": 1})),
         chat(json!({"tools": [{"type": "function"}]})),
-        chat(json!({"response_format": {"type": "json_object"}})),
         chat(json!({"temperature": "hot"})),
         chat(json!({"temperature": -1})),
         chat(json!({"top_p": 0})),
@@ -406,6 +410,7 @@ async fn a_key_never_reaches_another_expert() {
     assert_eq!(ask("secret-none", json!(["maintenance"])).await.0, 403);
     let (_, models) = send(&router, "GET", "/v1/models", "secret-plant", "").await;
     assert!(models.contains("maintenance") && !models.contains("purchasing"), "{models}");
+    assert!(!models.contains("suppliers"), "sources of an expert that is not permitted: {models}");
 }
 
 #[test]

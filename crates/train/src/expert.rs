@@ -1,5 +1,5 @@
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kernel::Pool;
 use kernel::ops::{self, AdamW};
@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, State};
+use crate::events::Scalars;
 use crate::metrics::Metrics;
 use crate::muon::{self, Matrix};
 use crate::options::gradient_scale;
@@ -34,6 +35,27 @@ pub struct Progress {
     /// Tokens of the step, the base's own text included.
     pub tokens: usize,
     pub seconds: f32,
+}
+
+impl Scalars for Progress {
+    fn step(&self) -> usize {
+        self.step
+    }
+
+    fn seconds(&self) -> f32 {
+        self.seconds
+    }
+
+    fn scalars(&self) -> Vec<(&'static str, f32)> {
+        let mut scalars = vec![
+            ("loss", self.loss),
+            ("gradient_norm", self.gradient_norm),
+            ("learning_rate", self.learning_rate),
+            ("tokens_per_second", self.tokens as f32 / self.seconds),
+        ];
+        scalars.extend(self.kl.map(|kl| ("kl", kl)));
+        scalars
+    }
 }
 
 /// What a finished run reports.
@@ -76,11 +98,12 @@ pub fn train_expert(
     let &Job { name, folder, samples, negatives, options } = job;
     options.check()?;
     let plan = Plan::new(samples, negatives, &packing(options));
-    let mut material = Material::new(pool, decoder, samples, negatives);
+    let first = options.first_layer_of(decoder.config().layers);
+    let mut material = Material::new(pool, decoder, samples, negatives, first);
     let state = begin(folder, decoder, options)?;
     let gradients = state.weights.clone();
     let mut run = Run { folder, name, pool, options, plan, state, gradients };
-    let mut metrics = Metrics::resume(folder, run.state.step)?;
+    let mut metrics = Metrics::resume(folder, run.state.step, SystemTime::now())?;
     let mut saved = Instant::now();
     while run.state.step < run.plan.steps.len() {
         let line = run.step(decoder, &mut material)?;
@@ -105,7 +128,6 @@ pub fn train_expert(
 
 fn packing(options: &Options) -> Packing {
     Packing {
-        passes: options.passes,
         batch_tokens: options.batch_tokens,
         negative_share: options.negative_share,
         seed: options.seed,
@@ -121,7 +143,7 @@ fn begin(
         return Ok(state);
     }
     let config = decoder.config();
-    let first = (options.first_layer * config.layers as f32) as usize;
+    let first = options.first_layer_of(config.layers);
     let zeros =
         || ExpertWeights::zeros(config.layers, first..config.layers, config.hidden, options.width);
     let mut weights = zeros();

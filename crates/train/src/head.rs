@@ -1,19 +1,23 @@
 //! The output layer and the losses on it, a block of rows at a time.
 
-use kernel::{Buffer, Output, Pool, loss};
+use kernel::loss::{self, Goal, RowLoss};
+use kernel::{Buffer, Output, Pool};
 use model::{Decoder, Weights};
 
 use crate::Sample;
 
 /// Rows whose logits are held at a time: 256 × 49,152 f32 are 48 MiB.
 const LOGIT_ROWS: usize = 256;
+/// Memory for the gradients with respect to logits that the output matrix's gradient is made of at
+/// once, in values: each time the whole matrix is gone through.
+const GRADIENT_VALUES: usize = 32 << 20;
 
 /// A token to predict.
 #[derive(Clone, Copy)]
 pub(crate) struct Label {
     /// The row of the batch that predicts it.
-    row: usize,
-    target: u32,
+    pub(crate) row: usize,
+    pub(crate) target: u32,
     pub(crate) weight: f32,
 }
 
@@ -27,86 +31,90 @@ pub(crate) fn labels(sample: &Sample, start: usize) -> impl Iterator<Item = Labe
     (1..sample.tokens.len()).map(label).filter(|label| label.weight > 0.0)
 }
 
+/// What is asked of a row of the batch.
+#[derive(Clone, Copy)]
+pub(crate) struct RowGoal<'a> {
+    pub(crate) row: usize,
+    /// The token to predict, and its weight.
+    pub(crate) target: Option<(u32, f32)>,
+    /// The base's hidden row, and the weight of KL(base ‖ model).
+    pub(crate) base: Option<(&'a [f32], f32)>,
+}
+
 pub(crate) struct Head<'a> {
     pool: &'a Pool,
     decoder: &'a Decoder,
     /// `[tokens, hidden]`.
     hidden: &'a [f32],
-    pub(crate) d_hidden: Vec<f32>,
 }
 
 impl<'a> Head<'a> {
     pub(crate) fn new(pool: &'a Pool, decoder: &'a Decoder, hidden: &'a [f32]) -> Self {
-        Head { pool, decoder, hidden, d_hidden: vec![0.0; hidden.len()] }
+        Head { pool, decoder, hidden }
     }
 
-    fn gather(&self, rows: impl ExactSizeIterator<Item = usize>) -> Buffer<'a> {
+    fn gather<'b>(&self, rows: impl ExactSizeIterator<Item = &'b [f32]>) -> Buffer<'a> {
         let size = self.decoder.config().hidden;
         let mut hidden = self.pool.buffer(rows.len() * size);
         for (out, row) in hidden.chunks_exact_mut(size).zip(rows) {
-            out.copy_from_slice(&self.hidden[row * size..][..size]);
+            out.copy_from_slice(row);
         }
         hidden
     }
 
-    /// Cross-entropy summed by weight and divided by `total`, in nats; sets its gradient, and that of
-    /// the output matrix where it is trained.
-    pub(crate) fn cross_entropy(
-        &mut self,
-        labels: &[Label],
-        total: f32,
+    /// The losses of each goal, in nats, and the gradient of their weighted sum with respect to
+    /// the hidden rows, `[tokens, hidden]`; sets or adds to that of the output matrix where it is
+    /// trained. A row has one goal at most.
+    pub(crate) fn losses(
+        &self,
+        goals: &[RowGoal],
         mut trained: Option<(&mut Weights, Output)>,
-    ) -> f32 {
-        let (size, vocab) = (self.decoder.config().hidden, self.decoder.config().vocab);
-        let mut sum = 0.0;
-        for block in labels.chunks(LOGIT_ROWS) {
-            let hidden = self.gather(block.iter().map(|label| label.row));
-            let hidden = self.decoder.head_lanes(self.pool, hidden, size);
-            let mut logits = self.decoder.train_logits(self.pool, &hidden);
-            let targets: Vec<u32> = block.iter().map(|label| label.target).collect();
-            let weights: Vec<f32> = block.iter().map(|label| label.weight / total).collect();
-            let mut losses = vec![0.0; block.len()];
-            loss::cross_entropy(self.pool, &mut logits, &targets, Some(&weights), &mut losses);
-            sum += losses.iter().zip(&weights).map(|(l, w)| l * w).sum::<f32>();
-            let d_logits = self.decoder.head_lanes(self.pool, logits, vocab);
-            let d = self.decoder.logits_backward(self.pool, &d_logits);
-            for (label, d) in block.iter().zip(d.chunks_exact(size)) {
-                self.d_hidden[label.row * size..][..size].copy_from_slice(d);
+    ) -> (Vec<RowLoss>, Vec<f32>) {
+        let Head { pool, decoder, hidden } = *self;
+        let size = decoder.config().hidden;
+        let mut losses = Vec::with_capacity(goals.len());
+        let mut d_hidden = vec![0.0; hidden.len()];
+        let together = (GRADIENT_VALUES / decoder.config().vocab).next_multiple_of(LOGIT_ROWS);
+        for goals in goals.chunks(together) {
+            let rows = goals.iter().map(|goal| &hidden[goal.row * size..][..size]);
+            let rows = decoder.head_lanes(pool, self.gather(rows));
+            let mut d_logits = decoder.d_logits(pool, goals.len());
+            for (index, block) in goals.chunks(LOGIT_ROWS).enumerate() {
+                let first = index * LOGIT_ROWS;
+                let part = first..first + block.len();
+                let mut logits = decoder.train_logits(pool, &rows.part(part.clone()));
+                let base: Vec<&[f32]> =
+                    block.iter().filter_map(|goal| goal.base.map(|(row, _)| row)).collect();
+                let mut reference = match base.is_empty() {
+                    true => pool.buffer(0),
+                    false => {
+                        let base = decoder.head_lanes(pool, self.gather(base.into_iter()));
+                        decoder.train_logits(pool, &base)
+                    }
+                };
+                let targets = targets(block);
+                let d = (&mut d_logits, first);
+                losses.extend(loss::losses(pool, d, &mut logits, &mut reference, &targets));
+                let d = decoder.logits_backward(pool, &d_logits.part(part));
+                for (goal, d) in block.iter().zip(d.chunks_exact(size)) {
+                    d_hidden[goal.row * size..][..size].copy_from_slice(d);
+                }
             }
             if let Some((gradients, mode)) = &mut trained {
-                self.decoder.head_gradient(self.pool, gradients, &d_logits, &hidden, *mode);
+                decoder.head_gradient(pool, gradients, &d_logits, &rows, *mode);
                 *mode = Output::Add;
             }
         }
-        sum
+        (losses, d_hidden)
     }
+}
 
-    /// The sum of KL(base ‖ model) over `rows`, in nats; adds `weight` times its gradient.
-    ///
-    /// **Shapes**: base `[rows, hidden]`, the base's hidden rows there.
-    pub(crate) fn divergence(&mut self, rows: &[usize], base: &[f32], weight: f32) -> f32 {
-        let (size, vocab) = (self.decoder.config().hidden, self.decoder.config().vocab);
-        let mut sum = 0.0;
-        for (block, base) in rows.chunks(LOGIT_ROWS).zip(base.chunks(LOGIT_ROWS * size)) {
-            let logits = |rows| {
-                let rows = self.decoder.head_lanes(self.pool, rows, size);
-                self.decoder.train_logits(self.pool, &rows)
-            };
-            let mut base_rows = self.pool.buffer(base.len());
-            base_rows.copy_from_slice(base);
-            let mut reference = logits(base_rows);
-            let mut logits = logits(self.gather(block.iter().copied()));
-            let weights = vec![weight; block.len()];
-            let mut losses = vec![0.0; block.len()];
-            loss::kl_divergence(self.pool, &mut reference, &mut logits, &weights, &mut losses);
-            sum += losses.iter().sum::<f32>();
-            let d_logits = self.decoder.head_lanes(self.pool, logits, vocab);
-            let d = self.decoder.logits_backward(self.pool, &d_logits);
-            for (row, d) in block.iter().zip(d.chunks_exact(size)) {
-                let sum = &mut self.d_hidden[row * size..][..size];
-                sum.iter_mut().zip(d).for_each(|(sum, d)| *sum += d);
-            }
-        }
-        sum
-    }
+/// The goals of a block; rows of the reference follow one another.
+fn targets(block: &[RowGoal]) -> Vec<Goal> {
+    let mut next = 0..;
+    let mut goal = |goal: &RowGoal| Goal {
+        target: goal.target,
+        reference: goal.base.and_then(|(_, weight)| Some((next.next()?, weight))),
+    };
+    block.iter().map(&mut goal).collect()
 }

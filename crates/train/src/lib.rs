@@ -6,6 +6,7 @@
 //! begins with random ones.
 
 mod checkpoint;
+mod events;
 mod expert;
 mod head;
 pub mod join;
@@ -41,6 +42,8 @@ pub enum Error {
         "the loss is not a number at step {step}; the last checkpoint is kept. Lower learning_rate ({learning_rate})"
     )]
     NotFinite { step: usize, learning_rate: f32 },
+    #[error("training needs {ledger}; allowed are {limit} MiB; {change}")]
+    Memory { ledger: String, limit: u64, change: &'static str },
     #[error("expert {name}: {problem}")]
     Expert { name: String, problem: String },
 }

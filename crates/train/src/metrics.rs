@@ -1,12 +1,14 @@
-//! `metrics.jsonl`: a line of figures for each step.
+//! `metrics.jsonl`: a line of figures for each step, and the same for TensorBoard.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::lines::Appender;
 
 use crate::Error;
+use crate::events::{Events, Scalars};
 
 const FILE: &str = "metrics.jsonl";
 
@@ -14,11 +16,12 @@ const FILE: &str = "metrics.jsonl";
 pub(crate) struct Metrics<T> {
     pub(crate) lines: Vec<T>,
     file: Appender,
+    events: Events,
 }
 
-impl<T: Serialize + DeserializeOwned> Metrics<T> {
+impl<T: Serialize + DeserializeOwned + Scalars> Metrics<T> {
     /// Goes on after `steps` steps: those after the last checkpoint are done again.
-    pub(crate) fn resume(folder: &Path, steps: usize) -> Result<Self, Error> {
+    pub(crate) fn resume(folder: &Path, steps: usize, now: SystemTime) -> Result<Self, Error> {
         let path = folder.join(FILE);
         let (mut file, mut lines) = Appender::resume::<T>(&path)?;
         if lines.len() > steps {
@@ -31,11 +34,14 @@ impl<T: Serialize + DeserializeOwned> Metrics<T> {
             file = Appender::resume::<T>(&path)?.0;
             file.append(&lines)?;
         }
-        Ok(Metrics { lines, file })
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let events = Events::begin(folder, &lines, now)?;
+        Ok(Metrics { lines, file, events })
     }
 
     pub(crate) fn push(&mut self, line: T) -> Result<(), Error> {
         self.file.append(std::slice::from_ref(&line))?;
+        self.events.push(&line)?;
         self.lines.push(line);
         Ok(())
     }

@@ -23,10 +23,10 @@ pub struct Options {
     pub learning_rate: f32,
     /// The router row's rate, as a multiple of `learning_rate`.
     pub router_rate: f32,
-    /// Times the whole material is gone through.
+    /// Times documents and statements are gone through.
     pub passes: usize,
-    /// Times an example stands in one pass, against a document's once.
-    pub example_repeats: usize,
+    /// Times questions are.
+    pub question_passes: usize,
     /// Tokens of one step, the base's own text not counted.
     pub batch_tokens: usize,
     /// The longest sequence; longer documents are cut.
@@ -64,12 +64,12 @@ impl Default for Options {
             learning_rate: 1e-2,
             router_rate: 0.5,
             passes: 2,
-            example_repeats: 1,
+            question_passes: 3,
             batch_tokens: 256,
             sequence_tokens: 256,
             prompt_weight: 0.0,
-            negative_share: 0.15,
-            kl_weight: 4.0,
+            negative_share: 0.2,
+            kl_weight: 2.5,
             document_kl: 2.0,
             null_weight: 0.5,
             own_weight: 0.1,
@@ -97,8 +97,8 @@ impl Options {
         if self.passes == 0 {
             return refuse("passes", "0".into(), "use at least 1");
         }
-        if self.example_repeats == 0 {
-            return refuse("example_repeats", "0".into(), "use at least 1");
+        if self.question_passes == 0 {
+            return refuse("question_passes", "0".into(), "use at least 1");
         }
         if self.sequence_tokens < 2 || self.batch_tokens < self.sequence_tokens {
             let value =
@@ -122,6 +122,11 @@ impl Options {
         ];
         check_shares(&shares, 100.0)?;
         check_clip(self.clip)
+    }
+
+    /// The first of `layers` with a part of the expert.
+    pub(crate) fn first_layer_of(&self, layers: usize) -> usize {
+        (self.first_layer * layers as f32) as usize
     }
 }
 

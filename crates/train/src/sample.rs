@@ -21,6 +21,8 @@ pub struct Sample {
     pub weights: Vec<f32>,
     /// Whether what the base expects counts beside what stands there, by `document_kl`.
     pub softened: bool,
+    /// Times it is gone through.
+    pub passes: usize,
 }
 
 /// Every so many conversations one begins as the chat template has it, with its default system
@@ -45,17 +47,15 @@ pub fn samples(
         match item {
             Material::Document(text) => {
                 let tokens = model.tokenizer.encode_plain(text)?;
-                samples.extend(
-                    tokens.chunks(options.sequence_tokens).map(|tokens| Sample {
-                        softened: options.document_kl > 0.0,
-                        ..plain(tokens)
-                    }),
-                );
+                samples.extend(tokens.chunks(options.sequence_tokens).map(|tokens| Sample {
+                    softened: options.document_kl > 0.0,
+                    ..plain(tokens, options.passes)
+                }));
             }
             Material::Text(text) => {
                 let mut tokens = model.tokenizer.encode_plain(&format!("{}\n", text.trim()))?;
                 tokens.truncate(options.sequence_tokens);
-                samples.extend(vec![plain(&tokens); options.example_repeats]);
+                samples.push(plain(&tokens, options.passes));
             }
             Material::Chat(messages) => {
                 let opening = match conversations % WHOLE_EVERY {
@@ -63,8 +63,7 @@ pub fn samples(
                     _ => Opening::Turns,
                 };
                 conversations += 1;
-                let sample = conversation(model, messages, opening, options)?;
-                samples.extend(vec![sample; options.example_repeats]);
+                samples.push(conversation(model, messages, opening, options)?);
             }
         }
     }
@@ -75,8 +74,8 @@ pub fn samples(
     Ok(samples)
 }
 
-fn plain(tokens: &[u32]) -> Sample {
-    Sample { tokens: tokens.to_vec(), weights: vec![1.0; tokens.len()], softened: false }
+fn plain(tokens: &[u32], passes: usize) -> Sample {
+    Sample { tokens: tokens.to_vec(), weights: vec![1.0; tokens.len()], softened: false, passes }
 }
 
 /// How a conversation begins.
@@ -102,7 +101,12 @@ fn conversation(
         };
         model.tokenizer.encode(&text)
     };
-    let mut sample = Sample { tokens: Vec::new(), weights: Vec::new(), softened: false };
+    let mut sample = Sample {
+        tokens: Vec::new(),
+        weights: Vec::new(),
+        softened: false,
+        passes: options.question_passes,
+    };
     for (index, message) in messages.iter().enumerate() {
         if message.role != "assistant" {
             continue;

@@ -1,6 +1,8 @@
 //! What each step trains on, and at which rate: functions of the seed and the step's number, so
 //! that a resumed run needs no other state.
 
+use std::ops::Range;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -11,7 +13,6 @@ use crate::Sample;
 
 /// How samples are packed into steps.
 pub(crate) struct Packing {
-    pub(crate) passes: usize,
     pub(crate) batch_tokens: usize,
     pub(crate) negative_share: f32,
     pub(crate) seed: u64,
@@ -29,16 +30,18 @@ pub(crate) struct Step {
 }
 
 impl Plan {
-    /// Each pass in an order of its own, packed into steps of at most `batch_tokens`; negatives
+    /// As many passes as the sample with the most of them has, each in an order of its own, packed
+    /// into steps of at most `batch_tokens`; samples with fewer are left out of some in between. Negatives
     /// go round beside them, in as many steps as their share of the tokens needs.
     pub(crate) fn new(samples: &[Sample], negatives: &[Vec<u32>], packing: &Packing) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(packing.seed.wrapping_add(1));
         let mut steps = Vec::new();
         let mut order: Vec<usize> = (0..samples.len()).collect();
-        for _ in 0..packing.passes {
+        let passes = samples.iter().map(|sample| sample.passes).max().unwrap_or(0);
+        for pass in 0..passes {
             order.shuffle(&mut rng);
             let (mut step, mut tokens) = (Step::default(), 0);
-            for &index in &order {
+            for &index in order.iter().filter(|&&i| due(samples[i].passes, pass, passes)) {
                 let len = samples[index].tokens.len();
                 if tokens + len > packing.batch_tokens && tokens > 0 {
                     steps.push(std::mem::take(&mut step));
@@ -66,6 +69,29 @@ impl Plan {
         }
         Plan { steps }
     }
+}
+
+/// Whether a sample that `own` of `all` passes hold is in pass `pass`; these are spread evenly.
+fn due(own: usize, pass: usize, all: usize) -> bool {
+    let up_to = |pass: usize| (2 * pass * own + all) / (2 * all);
+    up_to(pass + 1) > up_to(pass)
+}
+
+/// Runs of lengths that add up to `most` at most, where none is longer by itself.
+pub(crate) fn runs(lengths: &[usize], most: usize) -> Vec<Range<usize>> {
+    let mut runs = Vec::new();
+    let (mut start, mut sum) = (0, 0);
+    for (index, length) in lengths.iter().enumerate() {
+        if sum + length > most && index > start {
+            runs.push(start..index);
+            (start, sum) = (index, 0);
+        }
+        sum += length;
+    }
+    if start < lengths.len() {
+        runs.push(start..lengths.len());
+    }
+    runs
 }
 
 /// How the learning rate goes.
@@ -110,11 +136,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_pass_holds_each_sample_once() {
+    fn each_sample_is_gone_through_as_often_as_it_says() {
         let samples: Vec<Sample> = (1..30)
-            .map(|len| Sample { tokens: vec![0; len], weights: vec![1.0; len], softened: false })
+            .map(|len| Sample {
+                tokens: vec![0; len],
+                weights: vec![1.0; len],
+                softened: false,
+                passes: 2 + len % 2,
+            })
             .collect();
-        let options = Packing { passes: 2, batch_tokens: 64, negative_share: 0.2, seed: 1 };
+        let options = Packing { batch_tokens: 64, negative_share: 0.2, seed: 1 };
         let plan = Plan::new(&samples, &[vec![0; 10], vec![0; 10]], &options);
         let mut seen = vec![0; samples.len()];
         let mut shown = 0;
@@ -125,8 +156,15 @@ mod tests {
             assert!((share..share + 10).contains(&shown), "a share of 0.2 is 12 tokens a step");
             step.samples.iter().for_each(|&i| seen[i] += 1);
         }
-        assert!(seen.iter().all(|&n| n == 2));
+        assert!(seen.iter().zip(&samples).all(|(&n, sample)| n == sample.passes));
         assert_eq!(plan.steps, Plan::new(&samples, &[vec![0; 10], vec![0; 10]], &options).steps);
+    }
+
+    #[test]
+    fn runs_hold_all_in_order_and_no_more_than_fits() {
+        assert_eq!(runs(&[3, 4, 5, 20, 1, 1], 8), [0..2, 2..3, 3..4, 4..6]);
+        assert_eq!(runs(&[9, 1], 8), [0..1, 1..2]);
+        assert!(runs(&[], 8).is_empty());
     }
 
     #[test]

@@ -137,16 +137,16 @@ fn write(folder: &Path, name: &str, to: &Path, args: &Args) -> Result<PathBuf> {
 }
 
 /// A model on disk as one list of tensors: the base's, and the experts' beside them.
-struct Parts {
+pub(crate) struct Parts {
     /// Of the whole.
-    config: Config,
-    base: Source,
+    pub(crate) config: Config,
+    pub(crate) base: Source,
     /// Empty where `base` is all there is.
-    experts: Vec<ExpertWeights>,
+    pub(crate) experts: Vec<ExpertWeights>,
 }
 
 impl Parts {
-    fn open(folder: &Path) -> Result<Self> {
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
         let Some(joined) = Joined::read(folder)? else {
             let base = Source::open(folder)?;
             return Ok(Parts { config: base.config()?, base, experts: Vec::new() });
@@ -165,7 +165,7 @@ impl Parts {
     }
 
     /// One tensor, a vector as one row.
-    fn tensor(&self, info: &TensorInfo) -> Result<Matrix, Error> {
+    pub(crate) fn tensor(&self, info: &TensorInfo) -> Result<Matrix, Error> {
         let name = info.name.as_str();
         let (rows, cols) = info.rows_cols();
         if self.experts.is_empty() {

@@ -12,6 +12,7 @@ pub(crate) mod join;
 pub(crate) mod key;
 pub(crate) mod new;
 pub(crate) mod pull;
+pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod scratch;
 pub(crate) mod serve;

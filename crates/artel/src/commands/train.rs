@@ -17,7 +17,7 @@ use crate::Setup;
 use crate::config::Department;
 use crate::failure::Hint;
 use crate::progress::Progress;
-use crate::stages::{BACKGROUND, Stage, Stages};
+use crate::stages::{Stage, Stages};
 
 /// The recipe's list of examples that repeat questions.
 const LEFT_OUT: &str = "left_out";
@@ -52,8 +52,12 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         println!("{}", done.artifact.path.display());
         return Ok(());
     }
-    let done = stages.perform(&Stage::Background)?;
-    super::run::tell(&stages, &Stage::Background, &done);
+    let departments = config.select(&args.departments)?.into_iter();
+    let near_misses = departments.map(|department| Stage::NearMisses(department.name.clone()));
+    for stage in std::iter::once(Stage::Background).chain(near_misses) {
+        let done = stages.perform(&stage)?;
+        super::run::tell(&stages, &stage, &done);
+    }
     super::run::stage_of_each(&args.departments, setup, Stage::Train)
 }
 
@@ -119,8 +123,12 @@ pub(crate) fn stage(
     let options = options(stages);
     let material = material(stages, name, &left_out(draft.recipe()))?;
     let samples = train::samples(&model, &material, &options)?;
-    let written = background::read(&stages.workspace.open(Kind::Examples, BACKGROUND)?)?;
-    let negatives: Vec<Vec<u32>> = written.into_iter().map(|text| text.tokens).collect();
+    let mut negatives: Vec<Vec<u32>> = Vec::new();
+    for written in [Stage::Background, Stage::NearMisses(name.clone())] {
+        let (kind, name) = stages.target(&written);
+        let texts = background::read(&stages.workspace.open(kind, &name)?)?;
+        negatives.extend(texts.into_iter().map(|text| text.tokens));
+    }
     let job = train::Job {
         name,
         folder: draft.folder(),

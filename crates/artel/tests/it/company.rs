@@ -32,6 +32,7 @@ forms = 4
 
 [background]
 texts = 3
+near_misses = 3
 tokens = 12
 
 [train]

@@ -52,13 +52,14 @@ fn size_in_draft(partial: &Path, draft: &str, marker: &str) -> u64 {
     sizes.map(|metadata| metadata.len()).max().unwrap_or(0)
 }
 
-/// All files of an artifact but its manifest and its log of times.
+/// All files of an artifact but its manifest and its logs of times.
 fn content(folder: PathBuf) -> BTreeMap<String, Vec<u8>> {
     fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap())
         .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
         .filter(|(name, _)| name != "manifest.json" && name != "metrics.jsonl")
+        .filter(|(name, _)| !name.contains("tfevents"))
         .collect()
 }
 

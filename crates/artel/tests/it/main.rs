@@ -8,3 +8,5 @@ mod company;
 mod kill;
 mod messages;
 mod path;
+mod quantize;
+mod serve;

@@ -32,6 +32,7 @@ fn configuration() {
             "0".repeat(64)
         ),
     );
+    check("half_a_certificate", "\n[serve]\ntls_key = \"key.pem\"\n");
     check("bad_address", "\n[serve]\nlisten = \"8080\"\n");
     check("local_teacher_with_key", "\n[teacher]\nmodel = \"m\"\napi_key_env = \"K\"\n");
 }

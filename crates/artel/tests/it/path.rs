@@ -27,6 +27,8 @@ fn documents_become_a_served_model() {
         "examples/kiln",
         "examples/press",
         "examples/_base",
+        "examples/_base-kiln",
+        "examples/_base-press",
         "experts/kiln",
         "experts/press",
         "models/acme",

@@ -1,7 +1,99 @@
 use std::ops::Range;
 
-use super::{STRIP, exponentiate};
-use crate::cpu::multiversion;
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum KvFormat {
+    #[default]
+    F32,
+    /// Half the memory, and half of what is read for each token that is written.
+    F16,
+}
+
+impl KvFormat {
+    /// `f32`, `f16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            KvFormat::F32 => "f32",
+            KvFormat::F16 => "f16",
+        }
+    }
+
+    /// Bytes of a value.
+    pub const fn bytes(self) -> usize {
+        match self {
+            KvFormat::F32 => 4,
+            KvFormat::F16 => 2,
+        }
+    }
+}
+
+/// Keys and values as they are kept: f32, or the bits of f16.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KvValues {
+    F32(Vec<f32>),
+    F16(Vec<u16>),
+}
+
+/// Part of [`KvValues`].
+#[derive(Clone, Copy)]
+pub enum KvPart<'a> {
+    F32(&'a [f32]),
+    F16(&'a [u16]),
+}
+
+/// As [`KvPart`], to be written.
+pub enum KvPartMut<'a> {
+    F32(&'a mut [f32]),
+    F16(&'a mut [u16]),
+}
+
+impl KvValues {
+    /// `len` zeros.
+    pub fn zeros(format: KvFormat, len: usize) -> Self {
+        match format {
+            KvFormat::F32 => KvValues::F32(vec![0.0; len]),
+            KvFormat::F16 => KvValues::F16(vec![0; len]),
+        }
+    }
+
+    pub fn part(&self, range: Range<usize>) -> KvPart<'_> {
+        match self {
+            KvValues::F32(values) => KvPart::F32(&values[range]),
+            KvValues::F16(values) => KvPart::F16(&values[range]),
+        }
+    }
+
+    pub fn part_mut(&mut self, range: Range<usize>) -> KvPartMut<'_> {
+        match self {
+            KvValues::F32(values) => KvPartMut::F32(&mut values[range]),
+            KvValues::F16(values) => KvPartMut::F16(&mut values[range]),
+        }
+    }
+}
+
+impl<'a> KvPart<'a> {
+    pub(super) fn slice(self, range: Range<usize>) -> KvPart<'a> {
+        match self {
+            KvPart::F32(values) => KvPart::F32(&values[range]),
+            KvPart::F16(values) => KvPart::F16(&values[range]),
+        }
+    }
+
+    /// Appends the values to `out`.
+    pub(super) fn widen(self, out: &mut Vec<f32>) {
+        match self {
+            KvPart::F32(values) => out.extend_from_slice(values),
+            KvPart::F16(values) => {
+                let from = out.len();
+                out.resize(from + values.len(), 0.0);
+                values.reinterpret_cast::<f16>().convert_to_f32_slice(&mut out[from..]);
+            }
+        }
+    }
+}
 
 /// Keys and values in pages, as they are kept while text is generated.
 ///
@@ -9,7 +101,7 @@ use crate::cpu::multiversion;
 /// scores of neighbouring tokens stand side by side, then the values `[TOKENS, head_dim]`.
 #[derive(Clone, Copy)]
 pub struct Pages<'a> {
-    pub parts: &'a [&'a [f32]],
+    pub parts: &'a [KvPart<'a>],
     /// Tokens in all of them; the last page may have room for more.
     pub len: usize,
 }
@@ -23,36 +115,54 @@ impl<'a> Pages<'a> {
         kv_heads * head_dim * 2 * Self::TOKENS
     }
 
-    /// Puts a token's keys and values in the place `row` of a page.
+    /// Puts the keys and values of tokens that follow each other in a page, from its place `first`.
     ///
-    /// **Shapes**: keys, values `[kv_heads, head_dim]`.
-    pub fn write(page: &mut [f32], row: usize, keys: &[f32], values: &[f32], head_dim: usize) {
-        assert!(row < Self::TOKENS && keys.len() == values.len());
-        let heads = page.chunks_exact_mut(2 * Self::TOKENS * head_dim);
-        let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
-        for (head, (keys, values)) in heads.zip(rows) {
-            let (to_keys, to_values) = head.split_at_mut(Self::TOKENS * head_dim);
-            for (to, key) in to_keys.chunks_exact_mut(Self::TOKENS).zip(keys) {
-                to[row] = *key;
+    /// **Shapes**: rows `[tokens, stride]`, each of which begins with the keys `[kv_heads, head_dim]`
+    /// and then the values.
+    pub fn write(
+        page: &mut KvPartMut,
+        first: usize,
+        rows: &[f32],
+        stride: usize,
+        [kv_heads, head_dim]: [usize; 2],
+    ) {
+        let width = kv_heads * head_dim;
+        match page {
+            KvPartMut::F32(page) => {
+                for (index, row) in rows.chunks(stride).enumerate() {
+                    place(page, first + index, row[..2 * width].split_at(width), head_dim);
+                }
             }
-            to_values[row * head_dim..(row + 1) * head_dim].copy_from_slice(values);
+            KvPartMut::F16(page) => {
+                let mut halves = vec![f16::ZERO; 2 * width];
+                for (index, row) in rows.chunks(stride).enumerate() {
+                    halves.convert_from_f32_slice(&row[..2 * width]);
+                    let row = halves.reinterpret_cast().split_at(width);
+                    place(page, first + index, row, head_dim);
+                }
+            }
         }
     }
 
-    fn keys(self, page: usize, head: usize, dim: usize) -> &'a [f32] {
-        &self.parts[page][head * 2 * Self::TOKENS * dim..][..Self::TOKENS * dim]
+    pub(super) fn keys(self, page: usize, head: usize, dim: usize) -> KvPart<'a> {
+        let from = head * 2 * Self::TOKENS * dim;
+        self.parts[page].slice(from..from + Self::TOKENS * dim)
     }
 
-    fn values(self, page: usize, head: usize, dim: usize) -> &'a [f32] {
-        &self.parts[page][(head * 2 + 1) * Self::TOKENS * dim..][..Self::TOKENS * dim]
+    pub(super) fn values(self, page: usize, head: usize, dim: usize) -> KvPart<'a> {
+        let from = (head * 2 + 1) * Self::TOKENS * dim;
+        self.parts[page].slice(from..from + Self::TOKENS * dim)
     }
 
     /// A head's keys `[head_dim, len]`.
     pub(super) fn copy_keys(self, head: usize, dim: usize) -> Vec<f32> {
         let mut copy = vec![0.0; dim * self.len];
+        let mut wide = Vec::with_capacity(Self::TOKENS * dim);
         for (page, first) in (0..self.len).step_by(Self::TOKENS).enumerate() {
             let count = Self::TOKENS.min(self.len - first);
-            let keys = self.keys(page, head, dim).chunks_exact(Self::TOKENS);
+            wide.clear();
+            self.keys(page, head, dim).widen(&mut wide);
+            let keys = wide.chunks_exact(Self::TOKENS);
             for (to, keys) in copy.chunks_exact_mut(self.len).zip(keys) {
                 to[first..first + count].copy_from_slice(&keys[..count]);
             }
@@ -64,91 +174,24 @@ impl<'a> Pages<'a> {
     pub(super) fn copy_values(self, head: usize, dim: usize) -> Vec<f32> {
         let mut copy = Vec::with_capacity(dim * self.len);
         for page in 0..self.len.div_ceil(Self::TOKENS) {
-            let rest = dim * self.len - copy.len();
-            let values = self.values(page, head, dim);
-            copy.extend_from_slice(&values[..values.len().min(rest)]);
+            let rest = (dim * self.len - copy.len()).min(Self::TOKENS * dim);
+            self.values(page, head, dim).slice(0..rest).widen(&mut copy);
         }
         copy
     }
 }
 
-multiversion! {
-/// One query against the keys `seen` of a head.
-pub(super) fn attend_row(
-    query: &[f32],
-    pages: Pages,
-    head: usize,
-    seen: Range<usize>,
-    scale: f32,
-) -> Vec<f32> {
+/// Puts a token's keys and values in the place `at` of a page.
+fn place<T: Copy>(page: &mut [T], at: usize, (keys, values): (&[T], &[T]), head_dim: usize) {
     const TOKENS: usize = Pages::TOKENS;
-    let dim = query.len();
-    let (first, last) = (seen.start / TOKENS, seen.end.div_ceil(TOKENS));
-    let mut scores = vec![0.0; (last - first) * TOKENS];
-    for (page, scores) in scores.chunks_exact_mut(TOKENS).enumerate() {
-        let keys = pages.keys(first + page, head, dim);
-        let (columns, _) = keys.as_chunks::<TOKENS>();
-        // Two sums for each token, of even and odd columns: one alone would wait for itself. As
-        // arrays of their own, or they would not stay in registers.
-        let (mut even, mut odd) = ([0.0f32; TOKENS], [0.0f32; TOKENS]);
-        for pair in 0..dim / 2 {
-            let (a, b) = (query[2 * pair], query[2 * pair + 1]);
-            let (keys_a, keys_b) = (&columns[2 * pair], &columns[2 * pair + 1]);
-            for token in 0..TOKENS {
-                even[token] += a * keys_a[token];
-            }
-            for token in 0..TOKENS {
-                odd[token] += b * keys_b[token];
-            }
+    assert!(at < TOKENS);
+    let heads = page.chunks_exact_mut(2 * TOKENS * head_dim);
+    let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+    for (head, (keys, values)) in heads.zip(rows) {
+        let (to_keys, to_values) = head.split_at_mut(TOKENS * head_dim);
+        for (to, key) in to_keys.chunks_exact_mut(TOKENS).zip(keys) {
+            to[at] = *key;
         }
-        if dim % 2 == 1 {
-            for token in 0..TOKENS {
-                even[token] += query[dim - 1] * columns[dim - 1][token];
-            }
-        }
-        for token in 0..TOKENS {
-            scores[token] = (even[token] + odd[token]) * scale;
-        }
+        to_values[at * head_dim..(at + 1) * head_dim].copy_from_slice(values);
     }
-    // Of the first and the last page, only what is seen.
-    let skipped = seen.start - first * TOKENS;
-    let scores = &mut scores[skipped..skipped + seen.len()];
-    let (sum, _) = exponentiate(scores);
-    let mut out = vec![0.0; dim];
-    for start in (0..dim).step_by(STRIP) {
-        let out = &mut out[start..dim.min(start + STRIP)];
-        if out.len() == STRIP {
-            // The strip's sums stay in registers over all keys.
-            let mut sums = [0.0f32; STRIP];
-            let mut index = 0;
-            while index < scores.len() {
-                let token = seen.start + index;
-                let values = pages.values(token / TOKENS, head, dim);
-                let count = (TOKENS - token % TOKENS).min(scores.len() - index);
-                for row in 0..count {
-                    let values = &values[(token % TOKENS + row) * dim + start..][..STRIP];
-                    let weight = scores[index + row];
-                    for i in 0..STRIP {
-                        sums[i] += weight * values[i];
-                    }
-                }
-                index += count;
-            }
-            out.copy_from_slice(&sums);
-        } else {
-            for index in 0..scores.len() {
-                let token = seen.start + index;
-                let values = pages.values(token / TOKENS, head, dim);
-                let values = &values[token % TOKENS * dim + start..][..out.len()];
-                for i in 0..out.len() {
-                    out[i] += scores[index] * values[i];
-                }
-            }
-        }
-    }
-    for value in out.iter_mut() {
-        *value /= sum;
-    }
-    out
-}
 }

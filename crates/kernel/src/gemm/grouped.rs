@@ -6,39 +6,38 @@
 
 use std::ops::Range;
 
+use super::Output;
 use super::lanes::{Lanes, Rows, steps};
-use super::panels::{Order, PANEL, Panels, Part, per_step};
+use super::panels::{Order, PANEL, Panels};
 use super::routes::Routes;
+use super::scatter::{scatter, weight_gradient};
+use super::stored::{Right, Stored};
 use super::swiglu::{self, HALF};
-use super::tile::{Strip, TILE, tile};
-use super::transpose::transpose_lanes;
-use super::{Output, STEP_BLOCK, matmul_transposed};
-use crate::pool::{Pool, SendPtr};
+use super::tile::{Kernel, TILE, tile};
+use crate::pool::Pool;
 use crate::{Gate, Precision};
 
 /// Rows of one expert that a task takes: sixteen tiles.
 const GROUPED_ROWS: usize = 16 * TILE;
-/// Tokens whose outputs a task adds to, over all experts: some 64 rows of each of 32 experts.
-const SCATTERED_TOKENS: usize = 512;
-/// Panels of such a task.
-const SCATTERED_PANELS: usize = 2;
+/// As many as outweigh packing the expert's weights: all that one of many experts has, as a rule.
+const STORED_ROWS: usize = 64 * TILE;
 
 /// The feed-forwards `down · (act(gate · x) · (up · x))` of several experts, where act is a [`Gate`],
 /// laid out for their products. One expert alone is a dense feed-forward.
 pub struct Experts {
     precision: Precision,
     gate: Gate,
+    experts: usize,
     hidden: usize,
     width: usize,
-    gate_up: Panels<'static>,
-    down: Panels<'static>,
-    backward: Option<Backward>,
+    weights: Weights,
 }
 
-/// The same weights for the products with gradients.
-struct Backward {
-    gate_up: Panels<'static>,
-    down: Panels<'static>,
+enum Weights {
+    /// Laid out once.
+    Panels { gate_up: Panels<'static>, down: Panels<'static> },
+    /// In training, where they change with each step.
+    Stored { gate_up: Stored, down: Stored },
 }
 
 /// What the backward pass needs of the forward pass.
@@ -59,7 +58,8 @@ pub struct ExpertGradients<'a> {
 }
 
 impl Experts {
-    /// Room for the weights of `experts` experts; with `train`, for the backward pass too.
+    /// Room for the weights of `experts` experts; with `train`, for both passes, and for weights that
+    /// change with each step.
     ///
     /// # Panics
     /// If the width is odd, whose last gate would share a lane with the first of what is gated.
@@ -71,19 +71,17 @@ impl Experts {
         train: bool,
     ) -> Self {
         assert!(width.is_multiple_of(2), "an expert's width of {width} is odd");
-        let zeros = |order, n, k| Panels::zeros(precision, order, experts, n, k);
-        Experts {
-            precision,
-            gate: Gate::Silu,
-            hidden,
-            width,
-            gate_up: zeros(Order::Gated, 2 * width, hidden),
-            down: zeros(Order::Plain, hidden, width),
-            backward: train.then(|| Backward {
-                gate_up: zeros(Order::Plain, hidden, 2 * width),
-                down: zeros(Order::Plain, width, hidden),
-            }),
-        }
+        let weights = match train {
+            true => Weights::Stored {
+                gate_up: Stored::zeros(precision, experts, 2 * width, hidden),
+                down: Stored::zeros(precision, experts, hidden, width),
+            },
+            false => Weights::Panels {
+                gate_up: Panels::zeros(precision, Order::Gated, experts, 2 * width, hidden),
+                down: Panels::zeros(precision, Order::Plain, experts, hidden, width),
+            },
+        };
+        Experts { precision, gate: Gate::Silu, experts, hidden, width, weights }
     }
 
     /// The same with another activation than [`Gate::Silu`].
@@ -97,16 +95,20 @@ impl Experts {
     /// **Shapes**: gate_up `[experts, 2·width, hidden]`, gate rows first; down
     /// `[experts, hidden, width]`.
     pub fn fill(&mut self, pool: &Pool, gate_up: &[f32], down: &[f32]) {
-        self.gate_up.fill_rows(pool, gate_up);
-        self.down.fill_rows(pool, down);
-        if let Some(backward) = &mut self.backward {
-            backward.gate_up.fill_columns(pool, gate_up);
-            backward.down.fill_columns(pool, down);
+        match &mut self.weights {
+            Weights::Panels { gate_up: gate_up_panels, down: down_panels } => {
+                gate_up_panels.fill_rows(pool, gate_up);
+                down_panels.fill_rows(pool, down);
+            }
+            Weights::Stored { gate_up: stored_gate_up, down: stored_down } => {
+                stored_gate_up.fill(pool, gate_up);
+                stored_down.fill(pool, down);
+            }
         }
     }
 
     pub fn experts(&self) -> usize {
-        self.gate_up.groups
+        self.experts
     }
 
     pub fn width(&self) -> usize {
@@ -115,8 +117,31 @@ impl Experts {
 
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
-        let forward = self.gate_up.bytes() + self.down.bytes();
-        forward + self.backward.as_ref().map_or(0, |b| b.gate_up.bytes() + b.down.bytes())
+        match &self.weights {
+            Weights::Panels { gate_up, down } => gate_up.bytes() + down.bytes(),
+            Weights::Stored { gate_up, down } => gate_up.bytes() + down.bytes(),
+        }
+    }
+
+    /// Right operands of the forward pass: of gate and up, and of down.
+    fn forward_weights(&self) -> [Right<'_>; 2] {
+        match &self.weights {
+            Weights::Panels { gate_up, down } => [Right::Panels(gate_up), Right::Panels(down)],
+            Weights::Stored { gate_up, down } => {
+                [Right::Rows(gate_up, Order::Gated), Right::Rows(down, Order::Plain)]
+            }
+        }
+    }
+
+    /// As [`Experts::forward_weights`], of the products with gradients.
+    ///
+    /// # Panics
+    /// If the experts were not made for training.
+    fn backward_weights(&self) -> [Right<'_>; 2] {
+        match &self.weights {
+            Weights::Panels { .. } => panic!("the experts were not made for training"),
+            Weights::Stored { gate_up, down } => [Right::Columns(gate_up), Right::Columns(down)],
+        }
     }
 
     fn check(&self, x: &Lanes, routes: &Routes) {
@@ -138,13 +163,14 @@ impl Experts {
         let rows = routes.rows.len();
         let mut kept = Lanes::unset(pool, self.precision, rows, 2 * self.width);
         let mut inner = Lanes::unset(pool, self.precision, rows, self.width);
+        let [gate_up, down] = self.forward_weights();
         let mut blocks = self.blocks(routes, &mut kept, &mut inner, None);
         pool.pieces(&mut blocks, 1, |_, blocks| {
             for block in blocks {
-                self.gate_block(block, x.view(Some(&routes.rows)));
+                self.gate_block(pool, block, x.view(Some(&routes.rows)), gate_up);
             }
         });
-        scatter(pool, out, &inner, routes, &self.down, Some(&routes.gates));
+        scatter(pool, out, &inner, routes, down, Some(&routes.gates));
         Kept { gate_up: kept }
     }
 
@@ -166,7 +192,7 @@ impl Experts {
     ) {
         self.check(x, routes);
         self.check(dy, routes);
-        let panels = self.backward.as_ref().expect("made for training");
+        let [gate_up, down] = self.backward_weights();
         let rows = routes.rows.len();
         let mut d_gate_up = kept.gate_up;
         let mut inner = Lanes::unset(pool, self.precision, rows, self.width);
@@ -174,7 +200,7 @@ impl Experts {
         let mut blocks = self.blocks(routes, &mut d_gate_up, &mut inner, Some(&mut d_gates));
         pool.pieces(&mut blocks, 1, |_, blocks| {
             for block in blocks {
-                self.gradient_block(block, dy.view(Some(&routes.rows)), &panels.down, routes);
+                self.gradient_block(pool, block, dy.view(Some(&routes.rows)), down, routes);
             }
         });
         if let Some(out) = gradients.gates {
@@ -183,7 +209,7 @@ impl Experts {
                 out[place as usize] = *d;
             }
         }
-        scatter(pool, dx, &d_gate_up, routes, &panels.gate_up, None);
+        scatter(pool, dx, &d_gate_up, routes, gate_up, None);
         let by_token = Some(routes.rows.as_slice());
         let gate_up = [(&d_gate_up, None), (x, by_token)];
         weight_gradient(pool, gradients.gate_up, gate_up, routes, gradients.mode);
@@ -202,8 +228,12 @@ impl Experts {
         let width = steps(self.precision, self.width);
         let (mut kept, mut inner) = (kept.lanes_mut(), inner.lanes_mut());
         let mut d_gates = d_gates.unwrap_or_default();
+        let size = match &self.weights {
+            Weights::Panels { .. } => GROUPED_ROWS,
+            Weights::Stored { .. } => STORED_ROWS,
+        };
         let mut blocks = Vec::new();
-        for (expert, rows) in routes.blocks(GROUPED_ROWS) {
+        for (expert, rows) in routes.blocks(size, GROUPED_ROWS) {
             let gates = d_gates.len().min(rows.len());
             blocks.push(Block {
                 expert,
@@ -217,13 +247,15 @@ impl Experts {
     }
 
     /// Gate, up and activation of a block.
-    fn gate_block(&self, block: &mut Block, x: Rows) {
+    fn gate_block(&self, pool: &Pool, block: &mut Block, x: Rows, gate_up: Right) {
         let mut sums = [[0.0; PANEL]; TILE];
-        for panel in 0..self.gate_up.count() {
-            let lines = self.gate_up.part(block.expert, panel, 0, self.gate_up.steps());
+        let mut scratch = gate_up.scratch(pool);
+        for panel in 0..gate_up.count() {
+            let lines = gate_up.panel(block.expert, panel, &mut scratch);
             let cols = panel * HALF..self.width.min((panel + 1) * HALF);
             for rows in tiles(&block.rows) {
-                tile(self.gate_up.kernel, x, rows.clone(), 0, lines, &mut sums);
+                swiglu::prefetch(&mut self.part(block, rows.clone(), cols.clone()), rows.len());
+                tile(gate_up.kernel(), x, rows.clone(), 0, lines, &mut sums);
                 let count = rows.len();
                 swiglu::forward(&sums, count, &mut self.part(block, rows, cols.clone()));
             }
@@ -231,13 +263,22 @@ impl Experts {
     }
 
     /// The gradients of gate, up and the row's gate of a block.
-    fn gradient_block(&self, block: &mut Block, dy: Rows, down: &Panels, routes: &Routes) {
+    fn gradient_block(
+        &self,
+        pool: &Pool,
+        block: &mut Block,
+        dy: Rows,
+        down: Right,
+        routes: &Routes,
+    ) {
         let mut sums = [[0.0; PANEL]; TILE];
+        let mut scratch = down.scratch(pool);
         for panel in 0..down.count() {
-            let lines = down.part(block.expert, panel, 0, down.steps());
+            let lines = down.panel(block.expert, panel, &mut scratch);
             let cols = panel * PANEL..self.width.min((panel + 1) * PANEL);
             for rows in tiles(&block.rows) {
-                tile(down.kernel, dy, rows.clone(), 0, lines, &mut sums);
+                swiglu::prefetch(&mut self.part(block, rows.clone(), cols.clone()), rows.len());
+                tile(down.kernel(), dy, rows.clone(), 0, lines, &mut sums);
                 let first = rows.start - block.rows.start;
                 let d_gates = std::mem::take(&mut block.d_gates);
                 swiglu::backward(
@@ -261,7 +302,7 @@ impl Experts {
         let width = steps(self.precision, self.width);
         let (from, to) = (rows.start - block.rows.start, rows.end - block.rows.start);
         swiglu::Part {
-            kernel: self.gate_up.kernel,
+            kernel: Kernel::of_panels(self.precision),
             precision: self.precision,
             gate: self.gate,
             width: self.width,
@@ -285,119 +326,4 @@ struct Block<'a> {
 fn tiles(rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     let end = rows.end;
     rows.clone().step_by(TILE).map(move |from| from..end.min(from + TILE))
-}
-
-/// Adds `scale(r) · left[r] · right[expert of r]` to the row of `r`'s token, expert after expert.
-///
-/// **Shapes**: left `[rows, k]`; right `[experts, k, n]`; out `[tokens, n]`.
-fn scatter(
-    pool: &Pool,
-    out: &mut [f32],
-    left: &Lanes,
-    routes: &Routes,
-    right: &Panels,
-    scales: Option<&[f32]>,
-) {
-    let n = right.n;
-    assert!(out.len() == routes.tokens() * n && left.cols() == right.k);
-    assert!(routes.rows.iter().all(|&token| (token as usize) < routes.tokens()));
-    let groups = right.count().div_ceil(SCATTERED_PANELS);
-    let base = SendPtr(out.as_mut_ptr());
-    pool.run(routes.tokens().div_ceil(SCATTERED_TOKENS) * groups, &|task| {
-        let (block, group) = (task / groups, task % groups);
-        let tokens = block * SCATTERED_TOKENS..(block + 1) * SCATTERED_TOKENS;
-        let first = group * SCATTERED_PANELS;
-        for expert in 0..routes.experts() {
-            let rows = routes.within(expert, tokens.clone());
-            for panel in first..right.count().min(first + SCATTERED_PANELS) {
-                let strip = Strip {
-                    kernel: right.kernel,
-                    left: left.view(None),
-                    rows: rows.clone(),
-                    from: 0,
-                    panel: right.part(expert, panel, 0, right.steps()),
-                    targets: Some(&routes.rows),
-                    scales,
-                    out: base.get().wrapping_add(panel * PANEL),
-                    out_stride: n,
-                    cols: right.cols(panel),
-                    add: true,
-                };
-                // SAFETY: the targets are tokens of this task's block, and the columns those of its
-                // panels: no other task has them, and they lie within `out`, as was checked.
-                unsafe { strip.run() };
-            }
-        }
-    });
-}
-
-/// A matrix by grouped rows: as it is, or through a row map.
-type Grouped<'a> = (&'a Lanes<'a>, Option<&'a [u32]>);
-
-/// `out[e] = leftᵀ · right` over the rows of each expert.
-///
-/// **Shapes**: left `[rows, m]`, right `[rows, n]`, out `[experts, m, n]`.
-fn weight_gradient(
-    pool: &Pool,
-    out: &mut [f32],
-    [left, right]: [Grouped; 2],
-    routes: &Routes,
-    mode: Output,
-) {
-    let (m, n) = (left.0.cols(), right.0.cols());
-    assert_eq!(out.len(), routes.experts() * m * n, "gradients [{}, {m}, {n}]", routes.experts());
-    if routes.experts() == 1 && routes.rows.len() == routes.tokens() {
-        // Dense: every token once, in order.
-        return matmul_transposed(pool, out, left.0, right.0, mode);
-    }
-    pool.pieces(out, m * n, |expert, out| {
-        let rows = routes.starts[expert]..routes.starts[expert + 1];
-        if !rows.is_empty() {
-            expert_gradient(pool, out, [left, right], rows, mode);
-        } else if mode == Output::Replace {
-            out.fill(0.0);
-        }
-    });
-}
-
-/// As `weight_gradient`, of one expert with at least one row, on the caller's thread.
-fn expert_gradient(
-    pool: &Pool,
-    out: &mut [f32],
-    [left, right]: [Grouped; 2],
-    rows: Range<usize>,
-    mode: Output,
-) {
-    let (m, n) = (left.0.cols(), right.0.cols());
-    let precision = left.0.precision();
-    let steps = rows.len().div_ceil(per_step(precision));
-    let mut panels = Panels::loan(pool, precision, n, steps * per_step(precision));
-    panels.fill_rows_of(right.0, right.1, rows.clone());
-    let mut turned = pool.buffer(PANEL * steps);
-    for first in (0..m).step_by(PANEL) {
-        let cols = first..m.min(first + PANEL);
-        let part = Part { stride: 0, map: left.1, rows: rows.clone(), cols: cols.clone() };
-        transpose_lanes(left.0, part, &mut turned.lanes_mut()[..cols.len() * steps], steps);
-        let left = Rows { lanes: turned.lanes(), steps, map: None };
-        for from in (0..steps).step_by(STEP_BLOCK) {
-            let to = steps.min(from + STEP_BLOCK);
-            for panel in 0..panels.count() {
-                let strip = Strip {
-                    kernel: panels.kernel,
-                    left,
-                    rows: 0..cols.len(),
-                    from,
-                    panel: panels.part(0, panel, from, to),
-                    targets: None,
-                    scales: None,
-                    out: out[first * n + panel * PANEL..].as_mut_ptr(),
-                    out_stride: n,
-                    cols: panels.cols(panel),
-                    add: mode == Output::Add || from > 0,
-                };
-                // SAFETY: `out` is borrowed exclusively and has m rows of n columns.
-                unsafe { strip.run() };
-            }
-        }
-    }
 }

@@ -1,6 +1,8 @@
 //! The left operand of a product, as lanes: one f32 each, or a pair of bf16 that are neighbours
 //! along the reduction, as `vdpbf16ps` takes them.
 
+use std::ops::Range;
+
 use crate::Precision;
 use crate::buffer::{Buffer, as_floats, as_lanes};
 use crate::pool::Pool;
@@ -47,7 +49,7 @@ pub struct Lanes<'a> {
 }
 
 enum Values<'a> {
-    /// f32 as they are.
+    /// f32 as they are, or somebody else's lanes.
     Borrowed(&'a [f32]),
     Owned(Buffer<'a>),
 }
@@ -90,8 +92,31 @@ impl<'a> Lanes<'a> {
         lanes
     }
 
+    /// As [`Lanes::new`], a copy made on the caller's thread.
+    pub(crate) fn local(pool: &'a Pool, precision: Precision, values: &[f32], cols: usize) -> Self {
+        let mut lanes = Lanes::unset(pool, precision, values.len() / cols, cols);
+        for (row, values) in values.chunks_exact(cols).enumerate() {
+            lanes.set_row(row, values);
+        }
+        lanes
+    }
+
+    /// Writes one row.
+    pub(crate) fn set_row(&mut self, row: usize, values: &[f32]) {
+        let (precision, steps) = (self.precision, self.steps());
+        lanes_of_row(precision, values, &mut self.lanes_mut()[row * steps..][..steps]);
+    }
+
+    /// Some of the rows.
+    pub fn part(&self, rows: Range<usize>) -> Lanes<'_> {
+        let steps = self.steps();
+        let lanes = &self.lanes()[rows.start * steps..rows.end * steps];
+        let values = Values::Borrowed(as_floats(lanes));
+        Lanes { precision: self.precision, values, rows: rows.len(), cols: self.cols }
+    }
+
     /// Memory for lanes that somebody else fills.
-    pub(crate) fn unset(pool: &'a Pool, precision: Precision, rows: usize, cols: usize) -> Self {
+    pub fn unset(pool: &'a Pool, precision: Precision, rows: usize, cols: usize) -> Self {
         let buffer = pool.buffer(rows * steps(precision, cols));
         Lanes { precision, values: Values::Owned(buffer), rows, cols }
     }
@@ -147,6 +172,14 @@ impl<'a> Lanes<'a> {
 pub(crate) fn bf16(value: f32) -> u32 {
     let bits = value.to_bits();
     (bits + 0x7fff + (bits >> 16 & 1)) >> 16
+}
+
+/// One row of f32 as lanes.
+pub(crate) fn lanes_of_row(precision: Precision, values: &[f32], out: &mut [u32]) {
+    match precision {
+        Precision::Bf16 => pair_row(values, out),
+        Precision::F32 => out.copy_from_slice(as_lanes(values)),
+    }
 }
 
 /// One row of f32 as pairs of bf16.

@@ -4,35 +4,46 @@
 //! bf16 that are neighbours along the reduction, as `vdpbf16ps` takes them. A panel is 64 columns
 //! wide, `[steps, 64]`, a step being one lane of the reduction.
 
+mod block;
 mod grouped;
 mod lanes;
 mod panels;
 mod plain;
 mod routes;
+mod scatter;
+mod stored;
 mod swiglu;
 #[cfg(test)]
 mod tests;
 mod tile;
 mod transpose;
 
+use std::ops::Range;
+
 use crate::Precision;
 use crate::buffer::as_lanes;
 use crate::cpu::{Level, level};
 use crate::pool::{Pool, SendPtr};
 
-use lanes::Rows;
-use panels::{Order, PANEL, Panels, Part};
+use lanes::{Rows, pair_row, steps};
+use panels::{Order, Panels, Part};
 use plain::{Plain, plain_matmul};
-use tile::{Strip, TILE};
+use tile::Strip;
 use transpose::transpose_lanes;
 
+pub(crate) use block::Block;
 pub use grouped::{ExpertGradients, Experts, Kept};
 pub use lanes::Lanes;
+pub(crate) use lanes::lanes_of_row;
+pub(crate) use panels::PANEL;
 pub use routes::Routes;
 pub use tile::Kernel;
+pub(crate) use tile::{Sums, TILE};
 
 /// Rows that a task covers at most, so that its part of the left operand stays in the L2 cache.
 const ROW_BLOCK: usize = 32 * TILE;
+/// Columns of a left operand stored by columns that a task turns into rows: eight tiles.
+const TURNED: usize = 8 * TILE;
 /// Steps of the reduction between two visits of the output: one panel's part is 64 KiB.
 const STEP_BLOCK: usize = 256;
 /// Panels of a task.
@@ -202,7 +213,7 @@ pub fn matmul_transposed(pool: &Pool, out: &mut [f32], left: &Lanes, right: &Lan
     transposed_matmul(pool, out, left, &panels, mode);
 }
 
-/// `matmul` on the caller's thread, with part of an f32 right operand: its first `n` columns and the
+/// `matmul` on the caller's thread, with part of the right operand: its first `n` columns and the
 /// first `k` of its reduction.
 ///
 /// **Shapes**: left `[m, k]`, out `[m, n]`.
@@ -219,15 +230,26 @@ pub(crate) fn matmul_part(
     assert_eq!(left.len(), m * k, "left operand for [{m}, {k}]");
     match &right.storage {
         Storage::Panels(panels) => {
-            assert_eq!(right.precision, Precision::F32, "only whole lanes can be cut");
-            let left = Rows { lanes: as_lanes(left), steps: k, map: None };
+            let steps = steps(right.precision, k);
+            let mut pairs = Vec::new();
+            let lanes = match right.precision {
+                Precision::F32 => as_lanes(left),
+                Precision::Bf16 => {
+                    // The value beyond an odd end is zero, whatever the panel holds there.
+                    pairs.resize(m * steps, 0);
+                    let rows = left.chunks_exact(k).zip(pairs.chunks_exact_mut(steps));
+                    rows.for_each(|(row, pairs)| pair_row(row, pairs));
+                    pairs.as_slice()
+                }
+            };
+            let left = Rows { lanes, steps, map: None };
             for column in (0..n).step_by(PANEL) {
                 let strip = Strip {
                     kernel: panels.kernel,
                     left,
                     rows: 0..m,
                     from: 0,
-                    panel: panels.part(0, column / PANEL, 0, k),
+                    panel: panels.part(0, column / PANEL, 0, steps),
                     targets: None,
                     scales: None,
                     out: out[column..].as_mut_ptr(),
@@ -245,32 +267,87 @@ pub(crate) fn matmul_part(
     }
 }
 
-/// The product with a left operand stored `[k, m]`, which is turned round first.
+/// The product with a left operand stored `[k, m]`.
 fn transposed_matmul(pool: &Pool, out: &mut [f32], left: &Lanes, right: &Panels, mode: Output) {
-    let (k, m) = (left.rows(), left.cols());
-    let steps = right.steps();
-    let mut turned = pool.buffer(m * steps);
-    pool.pieces(turned.lanes_mut(), PANEL * steps, |index, out| {
-        let first = index * PANEL;
-        let cols = first..first + out.len() / steps;
-        transpose_lanes(left, Part { stride: 0, map: None, rows: 0..k, cols }, out, steps);
+    let (k, m, n) = (left.rows(), left.cols(), right.n);
+    assert_eq!(out.len(), m * n);
+    let blocks = m.div_ceil(TURNED);
+    // Few columns are turned round more than once, so that all threads have work.
+    let groups = (2 * pool.threads()).div_ceil(blocks).min(right.count());
+    let size = right.count().div_ceil(groups);
+    let base = SendPtr(out.as_mut_ptr());
+    pool.run(blocks * groups, &|task| {
+        let (block, group) = (task / groups, task % groups);
+        let cols = block * TURNED..m.min((block + 1) * TURNED);
+        let panels = group * size..right.count().min((group + 1) * size);
+        // SAFETY: the offset lies within `out`.
+        let out = unsafe { base.get().add(cols.start * n) };
+        // SAFETY: the rows and columns of different tasks do not overlap, and lie within `out`,
+        // whose length was checked.
+        unsafe { turned_product(pool, out, (left, None), (0..k, cols), (right, panels), mode) };
     });
-    let rows = Rows { lanes: turned.lanes(), steps, map: None };
-    panel_matmul(pool, out, m, rows, right, mode);
+}
+
+/// A matrix by rows: as they are, or through a row map.
+type Mapped<'a> = (&'a Lanes<'a>, Option<&'a [u32]>);
+
+/// `out = leftᵀ · right` or `out += leftᵀ · right` for some rows and columns of the left operand and
+/// some panels of the right one, on the caller's thread.
+///
+/// # Safety
+/// `out` must be valid for reads and writes at the rows `cols` and the panels' columns, with no
+/// other access.
+unsafe fn turned_product(
+    pool: &Pool,
+    out: *mut f32,
+    (left, map): Mapped,
+    (rows, cols): (Range<usize>, Range<usize>),
+    (right, panels): (&Panels, Range<usize>),
+    mode: Output,
+) {
+    let (steps, count) = (steps(right.precision, rows.len()), cols.len());
+    let mut turned = pool.buffer(count * steps);
+    let part = Part { stride: 0, map, rows, cols };
+    transpose_lanes(left, part, turned.lanes_mut(), steps);
+    let left = Rows { lanes: turned.lanes(), steps, map: None };
+    for from in (0..steps).step_by(STEP_BLOCK) {
+        let to = steps.min(from + STEP_BLOCK);
+        for panel in panels.clone() {
+            let strip = Strip {
+                kernel: right.kernel,
+                left,
+                rows: 0..count,
+                from,
+                panel: right.part(0, panel, from, to),
+                targets: None,
+                scales: None,
+                out: out.wrapping_add(panel * PANEL),
+                out_stride: right.n,
+                cols: right.cols(panel),
+                add: mode == Output::Add || from > 0,
+            };
+            // SAFETY: as this function requires.
+            unsafe { strip.run() };
+        }
+    }
 }
 
 fn panel_matmul(pool: &Pool, out: &mut [f32], m: usize, left: Rows, right: &Panels, mode: Output) {
     let n = right.n;
     let steps = right.steps();
+    // Blocks and groups of about one size: the last task is no smaller than the others.
     let row_blocks = m.div_ceil(ROW_BLOCK);
+    let block_rows = m.div_ceil(row_blocks.max(1)).next_multiple_of(TILE);
     let groups = right.count().div_ceil(PANEL_GROUP);
+    let group_panels = right.count().div_ceil(groups);
     assert_eq!(out.len(), m * n);
     let base = SendPtr(out.as_mut_ptr());
     pool.run(row_blocks * groups, &|task| {
         // Row blocks of one panel group follow each other: the group is then in a shared cache.
         let (group, block) = (task / row_blocks, task % row_blocks);
-        let rows = block * ROW_BLOCK..m.min((block + 1) * ROW_BLOCK);
-        let panels = group * PANEL_GROUP..right.count().min((group + 1) * PANEL_GROUP);
+        let rows = m.min(block * block_rows)..m.min((block + 1) * block_rows);
+        let first = group * group_panels;
+        let panels = first..right.count().min(first + group_panels);
         for from in (0..steps).step_by(STEP_BLOCK) {
             let to = steps.min(from + STEP_BLOCK);
             for panel in panels.clone() {

@@ -4,11 +4,15 @@ use super::lanes::{Lanes, bf16, halves, steps};
 use super::tile::{Kernel, LINES};
 use super::transpose::pack_rows;
 use crate::Precision;
-use crate::buffer::{Buffer, LINE, Line, flat_mut};
+use crate::buffer::{Buffer, LINE, Line, as_floats, flat_mut};
+use crate::cpu::prefetch;
+use crate::huge_pages;
 use crate::pool::Pool;
 
 /// Columns of a panel: four 512-bit registers of 32-bit lanes.
 pub(crate) const PANEL: usize = 64;
+/// Rows that are asked for before they are read.
+const AHEAD: usize = 16;
 /// Steps of a panel that one task packs.
 const PACKED_STEPS: usize = 32;
 
@@ -57,7 +61,7 @@ pub(crate) enum Order {
 
 impl Order {
     /// Panels for `n` columns.
-    fn panels(self, n: usize) -> usize {
+    pub(crate) fn panels(self, n: usize) -> usize {
         match self {
             Order::Plain => n.div_ceil(PANEL),
             Order::Gated => (n / 2).div_ceil(PANEL / 2),
@@ -65,7 +69,7 @@ impl Order {
     }
 
     /// The columns of a panel: a run for each half of it.
-    fn runs(self, panel: usize, n: usize) -> [std::ops::Range<usize>; 2] {
+    pub(crate) fn runs(self, panel: usize, n: usize) -> [std::ops::Range<usize>; 2] {
         let half = PANEL / 2;
         match self {
             Order::Plain => {
@@ -91,7 +95,9 @@ impl<'a> Panels<'a> {
         k: usize,
     ) -> Self {
         let lines = groups * order.panels(n) * steps(precision, k) * LINES;
-        let lines = Lines::Owned(vec![Line([0; LINE]); lines]);
+        let lines = vec![Line([0; LINE]); lines];
+        huge_pages(&lines);
+        let lines = Lines::Owned(lines);
         Panels { precision, kernel: Kernel::of_panels(precision), groups, n, k, order, lines }
     }
 
@@ -249,6 +255,11 @@ fn interleave<T: Copy + Default>(
     };
     for (step, out) in out.chunks_exact_mut(width).enumerate() {
         let at = part.rows.start + step * per_step;
+        for ahead in at + AHEAD..at + AHEAD + per_step {
+            if ahead < part.rows.end {
+                prefetch(row(ahead));
+            }
+        }
         let (out, rest) = out.split_at_mut(cols);
         let first = row(at);
         if per_step == 2 && at + 1 < part.rows.end {
@@ -287,14 +298,29 @@ fn interleave_halves(source: &[u16], part: Part, width: usize, out: &mut [u32]) 
 
 /// Steps of the rows of lanes. The part's stride is set here.
 pub(crate) fn interleave_lanes(source: &Lanes, part: Part, width: usize, out: &mut [u32]) {
-    match source.precision() {
+    interleave_stored(source.precision(), (source.lanes(), source.steps()), part, width, out);
+}
+
+/// As [`interleave_lanes`], of rows of so many lanes.
+pub(crate) fn interleave_stored(
+    precision: Precision,
+    (lanes, steps): (&[u32], usize),
+    part: Part,
+    width: usize,
+    out: &mut [u32],
+) {
+    match precision {
         Precision::F32 => {
-            let part = Part { stride: source.cols(), ..part };
-            interleave_floats(Precision::F32, source.floats(), part, width, out);
+            interleave_floats(
+                precision,
+                as_floats(lanes),
+                Part { stride: steps, ..part },
+                width,
+                out,
+            );
         }
         Precision::Bf16 => {
-            let part = Part { stride: 2 * source.steps(), ..part };
-            interleave_halves(halves(source.lanes()), part, width, out);
+            interleave_halves(halves(lanes), Part { stride: 2 * steps, ..part }, width, out);
         }
     }
 }

@@ -82,12 +82,17 @@ impl Routes {
         find(tokens.start)..find(tokens.end)
     }
 
-    /// Blocks of at most `size` rows, each of one expert: (expert, rows).
-    pub(crate) fn blocks(&self, size: usize) -> Vec<(usize, std::ops::Range<usize>)> {
+    /// Blocks of at most `size` rows, each of one expert: (expert, rows). Those of the last quarter
+    /// of all rows are of at most `last`, so that threads which take them in turn end together.
+    pub(crate) fn blocks(&self, size: usize, last: usize) -> Vec<(usize, std::ops::Range<usize>)> {
         let mut blocks = Vec::new();
         for (expert, ends) in self.starts.windows(2).enumerate() {
-            for from in (ends[0]..ends[1]).step_by(size) {
-                blocks.push((expert, from..ends[1].min(from + size)));
+            let mut from = ends[0];
+            while from < ends[1] {
+                let size = if 4 * from < 3 * self.rows.len() { size } else { last };
+                let to = ends[1].min(from + size);
+                blocks.push((expert, from..to));
+                from = to;
             }
         }
         blocks

@@ -6,14 +6,12 @@ use std::ops::Range;
 
 use super::lanes::{bf16, steps};
 use super::panels::PANEL;
-use super::tile::{Kernel, TILE};
+use super::tile::{Kernel, Sums};
 use crate::ops::{exp, lane_sum};
 use crate::{Gate, Precision};
 
 /// Gates in a gated panel.
 pub(crate) const HALF: usize = PANEL / 2;
-
-pub(crate) type Sums = [[f32; PANEL]; TILE];
 
 /// The part of some rows that a tile covers: columns `cols` of `width`.
 ///
@@ -38,6 +36,16 @@ impl Part<'_> {
         let (gate, up) = kept.split_at_mut(width);
         let inner = &mut self.inner[row * width..(row + 1) * width];
         [gate, up, inner].map(|lanes| &mut lanes[from..from + len])
+    }
+}
+
+/// Asks for the lanes of some rows, which come while the tile's sums are made: they were written long
+/// ago.
+pub(crate) fn prefetch(part: &mut Part, rows: usize) {
+    for row in 0..rows {
+        for lanes in part.row(row) {
+            crate::cpu::prefetch(lanes);
+        }
     }
 }
 
@@ -198,7 +206,7 @@ fn backward_gated(
             d_gate[i] = d * up[i] * s * (1.0 + gate[i] * (1.0 - s) * slope);
             d_up[i] = d * activated;
         }
-        d_gates[row] += lane_sum(PANEL, |i| along[i]);
+        d_gates[row] += lane_sum([&along], |[along]| along);
         store(&d_gate[..cols], gate_lanes);
         store(&d_up[..cols], up_lanes);
         store(&inner[..cols], inner_lanes);

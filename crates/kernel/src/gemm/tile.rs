@@ -8,6 +8,9 @@ use crate::buffer::Line;
 /// Rows of a tile: 24 sums, 4 parts of the panel and a broadcast fill the 32 registers.
 pub(crate) const TILE: usize = 6;
 
+/// A tile of sums.
+pub(crate) type Sums = [[f32; PANEL]; TILE];
+
 /// Which code multiplies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kernel {
@@ -124,7 +127,7 @@ pub(crate) fn tile(
     rows: std::ops::Range<usize>,
     from: usize,
     panel: &[Line],
-    sums: &mut [[f32; PANEL]; TILE],
+    sums: &mut Sums,
 ) {
     assert!(rows.len() <= TILE);
     let steps = panel.len() / LINES;
@@ -137,6 +140,19 @@ pub(crate) fn tile(
             Kernel::GemmCrate | Kernel::Scalar(_) => {}
         }
     }
+    scalar_tile(kernel, left, rows, from, panel, sums);
+}
+
+crate::cpu::multiversion! {
+fn scalar_tile(
+    kernel: Kernel,
+    left: Rows,
+    rows: std::ops::Range<usize>,
+    from: usize,
+    panel: &[Line],
+    sums: &mut Sums,
+) {
+    let steps = panel.len() / LINES;
     let bf16 = kernel == Kernel::Scalar(Precision::Bf16);
     for (row, sums) in rows.zip(sums) {
         sums.fill(0.0);
@@ -156,6 +172,7 @@ pub(crate) fn tile(
             }
         }
     }
+}
 }
 
 /// Lines of one step of a panel.
@@ -242,7 +259,11 @@ mod x86 {
         // the caller vouches for.
         unsafe {
             let steps = strip.panel.len() / LINES;
-            let targets: [*mut f32; ROWS] = std::array::from_fn(|r| strip.target(row + r));
+            // Loops, not closures, which would not be inlined here.
+            let mut targets = [std::ptr::null_mut::<f32>(); ROWS];
+            for r in 0..ROWS {
+                targets[r] = strip.target(row + r);
+            }
             let left = starts::<ROWS>(strip.left, row, strip.from, steps);
             for target in targets {
                 for part in 0..LINES {
@@ -310,7 +331,11 @@ mod x86 {
         from: usize,
         steps: usize,
     ) -> [*const u32; ROWS] {
-        std::array::from_fn(|r| left.start(row + r, from, steps).as_ptr())
+        let mut starts = [std::ptr::null(); ROWS];
+        for r in 0..ROWS {
+            starts[r] = left.start(row + r, from, steps).as_ptr();
+        }
+        starts
     }
 
     /// The sums over all steps.
@@ -329,8 +354,10 @@ mod x86 {
             let panel = panel.as_ptr();
             for step in 0..steps {
                 let lines = panel.add(step * LINES);
-                let b: [__m512i; LINES] =
-                    std::array::from_fn(|part| _mm512_load_si512(lines.add(part).cast()));
+                let mut b = [_mm512_setzero_si512(); LINES];
+                for part in 0..LINES {
+                    b[part] = _mm512_load_si512(lines.add(part).cast());
+                }
                 for r in 0..ROWS {
                     let a = _mm512_set1_epi32(*left[r].add(step) as i32);
                     for part in 0..LINES {

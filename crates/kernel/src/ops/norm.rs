@@ -4,7 +4,8 @@
 
 use super::{lane_sum, task_rows};
 use crate::cpu::multiversion;
-use crate::{Output, Pool};
+use crate::gemm::lanes_of_row;
+use crate::{Lanes, Output, Pool, Precision};
 
 /// Root-mean-square norm: `out = x / sqrt(mean(x²) + eps) · weight`.
 ///
@@ -32,6 +33,31 @@ fn norm_rows(out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
         }
     }
 }
+}
+
+/// [`rms_norm`] into lanes, for products that read nothing else.
+///
+/// **Shapes**: x, the result `[tokens, hidden]`; weight `[hidden]`.
+pub fn rms_norm_lanes<'a>(
+    pool: &'a Pool,
+    precision: Precision,
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+) -> Lanes<'a> {
+    let cols = weight.len();
+    assert!(x.len().is_multiple_of(cols), "rms_norm of {} by {cols}", x.len());
+    let mut lanes = Lanes::unset(pool, precision, x.len() / cols, cols);
+    let (rows, steps) = (task_rows(cols), lanes.steps());
+    pool.pieces(lanes.lanes_mut(), rows * steps, |index, piece| {
+        let mut normed = vec![0.0; cols];
+        let x = x[index * rows * cols..].chunks_exact(cols);
+        for (lanes, x) in piece.chunks_exact_mut(steps).zip(x) {
+            norm_rows(&mut normed, x, weight, eps);
+            lanes_of_row(precision, &normed, lanes);
+        }
+    });
+    lanes
 }
 
 /// Heads inside the rows of a matrix `[tokens, stride]`.
@@ -107,7 +133,7 @@ fn heads_backward(d: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let cols = weight.len();
     for (d, x) in d.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
         let scale = inverse_rms(x, eps);
-        let along = lane_sum(cols, |i| d[i] * weight[i] * x[i]);
+        let along = lane_sum([&*d, weight, x], |[d, weight, x]| d * weight * x);
         let pull = along * scale * scale * scale / cols as f32;
         for i in 0..cols {
             d[i] = d[i] * weight[i] * scale - x[i] * pull;
@@ -118,7 +144,7 @@ fn heads_backward(d: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
 
 #[inline(always)]
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (lane_sum(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
+    1.0 / (lane_sum([x], |[x]| x * x) / x.len() as f32 + eps).sqrt()
 }
 
 /// Adds to `dx` the gradient of [`rms_norm`] with respect to `x`, given `dy` with respect to its
@@ -149,7 +175,7 @@ fn norm_rows_backward(dx: &mut [f32], x: &[f32], weight: &[f32], eps: f32, dy: &
         dx.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(dy.chunks_exact(cols))
     {
         let scale = inverse_rms(x, eps);
-        let along = lane_sum(cols, |i| dy[i] * weight[i] * x[i]);
+        let along = lane_sum([dy, weight, x], |[dy, weight, x]| dy * weight * x);
         let pull = along * scale * scale * scale / cols as f32;
         for i in 0..cols {
             dx[i] += dy[i] * weight[i] * scale - x[i] * pull;
@@ -224,6 +250,20 @@ mod tests {
             weighted(&out, &dy)
         });
         close(&dx, &expected, 2e-3);
+    }
+
+    #[test]
+    fn normed_lanes_hold_what_the_norm_gives() {
+        let pool = Pool::new(2);
+        // More rows than one task has.
+        let (x, weight) = (wave(900 * 20, 0.1), wave(20, 2.0));
+        let mut out = vec![0.0; x.len()];
+        rms_norm(&pool, &mut out, &x, &weight, 1e-5);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let expected = Lanes::new(&pool, precision, &out, 20);
+            let lanes = rms_norm_lanes(&pool, precision, &x, &weight, 1e-5);
+            assert_eq!(lanes.lanes(), expected.lanes());
+        }
     }
 
     #[test]

@@ -40,6 +40,25 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn shorts(at: *const u8) -> __m256i {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn half_powers(at: *const u8) -> __m256 {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let byte = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()));
+            let one = _mm256_set1_epi32(1);
+            let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(byte, one));
+            let subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), byte);
+            let normal_at = _mm256_cmpgt_epi32(byte, one);
+            _mm256_castsi256_ps(_mm256_blendv_epi8(subnormal, normal, normal_at))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(at: *mut f32, values: __m256) {
         // SAFETY: by the trait's contract.
         unsafe { _mm256_storeu_ps(at, values) }
@@ -88,6 +107,15 @@ impl Vector for Avx2 {
     unsafe fn or(a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: by the trait's contract.
         unsafe { _mm256_or_si256(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(bytes: __m256i, table: &[u8; 16]) -> __m256i {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, bytes)
+        }
     }
 
     #[inline(always)]

@@ -40,6 +40,25 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn shorts(at: *const u8) -> __m512i {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn half_powers(at: *const u8) -> __m512 {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let byte = _mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()));
+            let one = _mm512_set1_epi32(1);
+            let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(byte, one));
+            let subnormal = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), byte);
+            let normal_at = _mm512_cmpgt_epi32_mask(byte, one);
+            _mm512_castsi512_ps(_mm512_mask_mov_epi32(subnormal, normal_at, normal))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(at: *mut f32, values: __m512) {
         // SAFETY: by the trait's contract.
         unsafe { _mm512_storeu_ps(at, values) }
@@ -85,6 +104,15 @@ impl Vector for Avx512 {
     unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: by the trait's contract.
         unsafe { _mm512_or_si512(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(bytes: __m512i, table: &[u8; 16]) -> __m512i {
+        // SAFETY: by the trait's contract.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, bytes)
+        }
     }
 
     #[inline(always)]

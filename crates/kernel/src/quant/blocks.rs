@@ -16,6 +16,11 @@ pub(super) fn dequantise(format: Format, bytes: &[u8], out: &mut [f32]) {
         Format::Q4_K => q4_k,
         Format::Q5_K => q5_k,
         Format::Q6_K => q6_k,
+        Format::Q2_K => q2_k,
+        Format::Q3_K => q3_k,
+        Format::IQ4_NL => iq4_nl,
+        Format::IQ4_XS => iq4_xs,
+        Format::MXFP4 => mxfp4,
     };
     let blocks = bytes.chunks_exact(format.block_bytes());
     for (from, to) in blocks.zip(out.chunks_exact_mut(format.block_len())) {
@@ -96,6 +101,15 @@ fn scale_and_minimum(packed: &[u8], i: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(minimum))
 }
 
+/// The 12 bytes of eight scales and minima: the inverse of [`scale_and_minimum`].
+pub(super) fn pack_scales(own: &[[u8; 2]; 8]) -> [u8; 12] {
+    std::array::from_fn(|i| match i {
+        0..4 => own[i][0] | own[i + 4][0] >> 4 << 6,
+        4..8 => own[i - 4][1] | own[i][1] >> 4 << 6,
+        _ => own[i - 4][0] & 15 | (own[i - 4][1] & 15) << 4,
+    })
+}
+
 /// scale f16, scale of minima f16, 12 bytes of sub-scales, 128 bytes: each 32 hold two sub-blocks
 fn q4_k(block: &[u8], out: &mut [f32]) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
@@ -136,6 +150,84 @@ fn q6_k(block: &[u8], out: &mut [f32]) {
         let value = (low | high << 4) as i8 - 32;
         *to = scale * f32::from(scales[i / 16] as i8) * f32::from(value);
     }
+}
+
+/// 16 bytes: each the four-bit scale and minimum of 16 values, 64 bytes of two-bit values, scale f16,
+/// scale of minima f16
+fn q2_k(block: &[u8], out: &mut [f32]) {
+    let (scales, values) = (&block[..16], &block[16..80]);
+    let (scale, minimum) = (half_at(block, 80), half_at(block, 82));
+    for (i, to) in out.chunks_exact_mut(16).enumerate() {
+        let (s, m) = (scale * f32::from(scales[i] & 15), minimum * f32::from(scales[i] >> 4));
+        // Each half of 128 values: 32 bytes used four times.
+        let bytes = &values[i / 8 * 32 + i % 2 * 16..];
+        for (byte, to) in bytes.iter().zip(to) {
+            *to = s * f32::from(byte >> (i % 8 / 2 * 2) & 3) - m;
+        }
+    }
+}
+
+/// 32 bytes of third bits (bit `i` belongs to sub-block `i`), 64 bytes of two-bit values as in q2_k,
+/// 12 bytes of sub-scales, scale f16
+fn q3_k(block: &[u8], out: &mut [f32]) {
+    let (third, values, scales) = (&block[..32], &block[32..96], &block[96..108]);
+    let scale = half_at(block, 108);
+    for (i, to) in out.chunks_exact_mut(16).enumerate() {
+        let low = scales[i % 8] >> (i / 8 * 4) & 15;
+        let high = scales[8 + i % 4] >> (i / 4 * 2) & 3;
+        let s = scale * f32::from((low | high << 4) as i8 - 32);
+        let half = i % 2 * 16;
+        let bytes = values[i / 8 * 32 + half..].iter().zip(&third[half..]);
+        for ((byte, third), to) in bytes.zip(to) {
+            let value = byte >> (i % 8 / 2 * 2) & 3 | (third >> (i / 2) & 1) << 2;
+            *to = s * f32::from(value as i8 - 4);
+        }
+    }
+}
+
+/// What the 4 bits of IQ4_NL and IQ4_XS stand for.
+pub(super) const IQ4: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// What the 4 bits of MXFP4 stand for: twice the value of E2M1.
+pub(super) const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+fn looked_up(table: &[i8; 16], scale: f32, bytes: &[u8], out: &mut [f32]) {
+    let (low, high) = out.split_at_mut(16);
+    for (i, byte) in bytes.iter().enumerate() {
+        low[i] = scale * f32::from(table[usize::from(byte & 15)]);
+        high[i] = scale * f32::from(table[usize::from(byte >> 4)]);
+    }
+}
+
+/// scale f16, 16 bytes as in q4_0, looked up
+fn iq4_nl(block: &[u8], out: &mut [f32]) {
+    looked_up(&IQ4, half_at(block, 0), &block[2..], out);
+}
+
+/// scale f16, u16 of the sub-scales' upper two bits, 4 bytes of their lower four, 8 × 16 bytes as in
+/// iq4_nl
+fn iq4_xs(block: &[u8], out: &mut [f32]) {
+    let high = u16::from_le_bytes([block[2], block[3]]);
+    let (low, values) = (&block[4..8], &block[8..]);
+    for (i, to) in out.chunks_exact_mut(32).enumerate() {
+        let sub = low[i / 2] >> (i % 2 * 4) & 15 | ((high >> (2 * i) & 3) as u8) << 4;
+        let scale = half_at(block, 0) * f32::from(sub as i8 - 32);
+        looked_up(&IQ4, scale, &values[16 * i..][..16], to);
+    }
+}
+
+/// exponent of two, 16 bytes as in q4_0, looked up
+fn mxfp4(block: &[u8], out: &mut [f32]) {
+    looked_up(&E2M1, half_power(block[0]), &block[1..], out);
+}
+
+/// `2^(exponent − 128)`: half of what E8M0 means, since [`E2M1`] holds doubled values.
+pub(super) fn half_power(exponent: u8) -> f32 {
+    f32::from_bits(match exponent {
+        0 | 1 => 0x0020_0000 << exponent,
+        _ => u32::from(exponent - 1) << 23,
+    })
 }
 
 /// The caller has checked that `values` fill whole blocks.

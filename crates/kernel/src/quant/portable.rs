@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::Format;
+use super::blocks::{E2M1, IQ4, half_power};
 use super::product::{Slice, one_scale};
 use super::tiles::{SUB, TILE, Tile};
 use crate::cpu::multiversion;
@@ -28,6 +29,7 @@ pub(super) fn tile(tile: &Tile, x: Slice, sums: &mut [[f32; TILE]]) {
             let weights = unpack(format, block, sub);
             let at = index * subs + sub;
             for (row, sums) in sums.iter_mut().enumerate() {
+                let row = x.row(row);
                 let quants = &x.quants[row * x.cols + at * SUB..][..SUB];
                 let scale = &x.scales[row * (x.cols / SUB) + at];
                 let mut dots = [[0i32; TILE]; 2];
@@ -100,6 +102,53 @@ pub(super) fn unpack(format: Format, block: &[u8], sub: usize) -> Unpacked {
             });
             Unpacked { q, scale, offset: scale.map(|part| part.map(|s| -32.0 * s)) }
         }
+        Format::Q2_K => {
+            let byte =
+                |lane: usize, index: usize| block[64 + index / 4 * 64 + 4 * lane + index % 4];
+            let minimum = halves(32);
+            let part = |value: &dyn Fn(usize, u8) -> f32| {
+                [0, 1].map(|part| std::array::from_fn(|l| value(l, byte(l, 2 * sub + part))))
+            };
+            Unpacked {
+                q: two_bits(&block[64 + 256..], sub),
+                scale: part(&|lane, byte| d[lane] * f32::from(byte & 15)),
+                offset: part(&|lane, byte| -minimum[lane] * f32::from(byte >> 4)),
+            }
+        }
+        Format::Q3_K => {
+            let low = two_bits(&block[32 + 192 + 512..], sub);
+            let q = quads(|quad, lane, i| {
+                let third = block[32 + 192 + quad * 64 + 4 * lane + i] >> sub & 1;
+                low[quad][lane][i] | third << 2
+            });
+            let byte =
+                |lane: usize, index: usize| block[32 + index / 4 * 64 + 4 * lane + index % 4];
+            let scale = [0, 1].map(|part| {
+                let i = 2 * sub + part;
+                std::array::from_fn(|lane| {
+                    let low = byte(lane, i % 8) >> (i / 8 * 4) & 15;
+                    let high = byte(lane, 8 + i % 4) >> (i / 4 * 2) & 3;
+                    d[lane] * f32::from((low | high << 4) as i8 - 32)
+                })
+            });
+            Unpacked { q, scale, offset: scale.map(|part| part.map(|s| -4.0 * s)) }
+        }
+        Format::IQ4_NL => both(d, zero(128.0), looked_up(nibbles(&block[32..]), &IQ4, 128)),
+        Format::IQ4_XS => {
+            let scale = std::array::from_fn(|lane| {
+                let high = u16::from_le_bytes([block[32 + 2 * lane], block[33 + 2 * lane]]);
+                let low = block[64 + 4 * lane + sub / 2] >> (sub % 2 * 4) & 15;
+                let sub_scale = low | ((high >> (2 * sub) & 3) as u8) << 4;
+                d[lane] * f32::from(sub_scale as i8 - 32)
+            });
+            let q = looked_up(nibbles(&block[128 + 256 * sub..]), &IQ4, 128);
+            both(scale, scale.map(|s| -128.0 * s), q)
+        }
+        Format::MXFP4 => {
+            let scale = std::array::from_fn(|lane| half_power(block[lane]));
+            let q = looked_up(nibbles(&block[16..]), &E2M1, 12);
+            both(scale, scale.map(|s| -12.0 * s), q)
+        }
         Format::F32 | Format::F16 | Format::Bf16 => unreachable!("{format} is not tiled"),
     }
 }
@@ -113,6 +162,17 @@ fn quads(value: impl Fn(usize, usize, usize) -> u8) -> [[[u8; 4]; TILE]; 8] {
 /// Four words of each row: low halves are values 0..16, high halves 16..32.
 fn nibbles(words: &[u8]) -> [[[u8; 4]; TILE]; 8] {
     quads(|quad, lane, i| words[quad % 4 * 64 + 4 * lane + i] >> (quad / 4 * 4) & 15)
+}
+
+/// Sixteen words of each row, each eight of which hold four sub-blocks.
+fn two_bits(words: &[u8], sub: usize) -> [[[u8; 4]; TILE]; 8] {
+    quads(|quad, lane, i| words[(sub / 4 * 8 + quad) * 64 + 4 * lane + i] >> (sub % 4 * 2) & 3)
+}
+
+/// What the values stand for in `table`, made unsigned by adding `zero`.
+fn looked_up(q: [[[u8; 4]; TILE]; 8], table: &[i8; 16], zero: i16) -> [[[u8; 4]; TILE]; 8] {
+    let table = table.map(|value| (i16::from(value) + zero) as u8);
+    q.map(|quad| quad.map(|lane| lane.map(|q| table[usize::from(q)])))
 }
 
 /// Sets bit 4 where the masks say so.

@@ -15,9 +15,9 @@ use crate::gemm::Output;
 use crate::pool::{Pool, SendPtr};
 
 /// Rows of activations that share the work of unpacking a tile.
-const ROW_BLOCK: usize = 64;
+pub(super) const ROW_BLOCK: usize = 64;
 /// Bytes of weights that make a task worth claiming.
-const TASK_BYTES: usize = 24 * 1024;
+pub(super) const TASK_BYTES: usize = 24 * 1024;
 
 /// The versions of the product.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,8 +96,9 @@ pub fn product(pool: &Pool, out: &mut [f32], x: &Activations, weights: &Tiles, m
                         let at = base.get().add((first + row) * n + index * TILE);
                         std::slice::from_raw_parts_mut(at, tile.rows)
                     };
-                    for (to, sum) in to.iter_mut().zip(sums) {
-                        *to = if mode == Output::Add { *to + sum } else { *sum };
+                    match mode {
+                        Output::Replace => to.copy_from_slice(&sums[..to.len()]),
+                        Output::Add => add(to, sums),
                     }
                 }
             }
@@ -144,10 +145,20 @@ pub fn gated_product(pool: &Pool, out: &mut [f32], x: &Activations, weights: &Ti
     });
 }
 
+/// `to += sums`, in registers where all rows of the tile are there.
+fn add(to: &mut [f32], sums: &[f32; TILE]) {
+    if let Ok(to) = <&mut [f32; TILE]>::try_from(&mut *to) {
+        for i in 0..TILE {
+            to[i] += sums[i];
+        }
+        return;
+    }
+    to.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum);
+}
+
 /// Tiles of a task: several tasks for each thread, but none too small.
 fn group(pool: &Pool, weights: &Tiles, tiles: usize, m: usize) -> usize {
-    let tile_bytes = weights.bytes() / weights.count();
-    let least = (TASK_BYTES / m.min(16)).div_ceil(tile_bytes);
+    let least = (TASK_BYTES / m.min(16)).div_ceil(weights.tile_bytes());
     tiles.div_ceil(pool.threads() * 8).max(least)
 }
 
@@ -158,14 +169,30 @@ pub(crate) struct Slice<'a> {
     pub(crate) cols: usize,
     pub(crate) quants: &'a [i8],
     pub(crate) scales: &'a [Scale],
+    /// Which rows they are, if not all in their order.
+    map: Option<&'a [u32]>,
 }
 
-impl Activations {
-    fn slice(&self, first: usize, count: usize) -> Slice<'_> {
+impl Slice<'_> {
+    /// Which row of `quants` and `scales` the row `index` is.
+    #[inline(always)]
+    pub(crate) fn row(self, index: usize) -> usize {
+        self.map.map_or(index, |map| map[index] as usize)
+    }
+}
+
+impl Activations<'_> {
+    pub(super) fn slice(&self, first: usize, count: usize) -> Slice<'_> {
         let (cols, subs) = (self.cols, self.cols / SUB);
-        let quants = &self.quants[first * cols..(first + count) * cols];
-        let scales = &self.scales[first * subs..(first + count) * subs];
-        Slice { count, cols, quants, scales }
+        let quants = &self.quants()[first * cols..(first + count) * cols];
+        let scales = &self.scales()[first * subs..(first + count) * subs];
+        Slice { count, cols, quants, scales, map: None }
+    }
+
+    /// The rows that `map` names.
+    pub(super) fn mapped<'a>(&'a self, map: &'a [u32]) -> Slice<'a> {
+        let (quants, scales) = (self.quants(), self.scales());
+        Slice { count: map.len(), cols: self.cols, quants, scales, map: Some(map) }
     }
 }
 
@@ -173,8 +200,13 @@ impl Activations {
 pub(crate) fn tile_product(isa: Isa, tile: &Tile, x: Slice, sums: &mut [[f32; TILE]]) {
     let blocks = x.cols / tile.format.block_len();
     assert_eq!(tile.bytes.len(), blocks * tile.format.block_bytes() * TILE, "a tile's bytes");
-    assert!(sums.len() == x.count && x.quants.len() == x.count * x.cols);
+    let rows = x.quants.len() / x.cols;
+    assert!(sums.len() == x.count && x.quants.len() == rows * x.cols);
     assert_eq!(x.scales.len() * SUB, x.quants.len());
+    match x.map {
+        None => assert_eq!(x.count, rows),
+        Some(map) => assert!(map.iter().all(|row| (*row as usize) < rows)),
+    }
     match isa {
         Isa::Portable => portable::tile(tile, x, sums),
         #[cfg(target_arch = "x86_64")]
@@ -189,11 +221,7 @@ pub(crate) fn tile_product(isa: Isa, tile: &Tile, x: Slice, sums: &mut [[f32; TI
     }
 }
 
-/// Whether all values of a sub-block have one scale; Q6_K's halves have one each.
+/// Whether all values of a sub-block have one scale; in these formats its halves have one each.
 pub(crate) const fn one_scale(format: Format) -> bool {
-    !matches!(format, Format::Q6_K)
+    !matches!(format, Format::Q6_K | Format::Q2_K | Format::Q3_K)
 }
-
-#[cfg(test)]
-#[path = "product_tests.rs"]
-mod tests;

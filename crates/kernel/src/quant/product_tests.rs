@@ -1,10 +1,14 @@
-use super::super::dequantise;
-use super::super::tests::fixture;
-use super::*;
+use super::activations::Activations;
+use super::product::*;
+use super::tests::fixture;
+use super::tiles::{SUB, TILE, Tiles};
+use super::{Format, Matrix, dequantise};
 use crate::arena::Arena;
-use crate::quant::Matrix;
+use crate::gate::Gate;
+use crate::gemm::Output;
+use crate::pool::Pool;
 
-const TILED: [Format; 8] = [
+const TILED: [Format; 13] = [
     Format::Q8_0,
     Format::Q4_0,
     Format::Q4_1,
@@ -13,15 +17,20 @@ const TILED: [Format; 8] = [
     Format::Q4_K,
     Format::Q5_K,
     Format::Q6_K,
+    Format::Q2_K,
+    Format::Q3_K,
+    Format::IQ4_NL,
+    Format::IQ4_XS,
+    Format::MXFP4,
 ];
 
-fn wave(len: usize, phase: f32) -> Vec<f32> {
+pub(super) fn wave(len: usize, phase: f32) -> Vec<f32> {
     (0..len).map(|i| (i as f32 * 0.613 + phase).sin() * (1.0 + (i % 37) as f32)).collect()
 }
 
 /// Blocks made from the fixture's (random values, plausible scales), each with its bytes turned
 /// against one another, so that no two rows are alike.
-fn matrix(format: Format, rows: usize, cols: usize) -> Matrix {
+pub(super) fn matrix(format: Format, rows: usize, cols: usize) -> Matrix {
     let stored = fixture(&format!("{format}.blocks"));
     let size = format.block_bytes();
     // The last block's scale is subnormal; what it adds would be lost in the others.
@@ -38,11 +47,14 @@ fn matrix(format: Format, rows: usize, cols: usize) -> Matrix {
     Matrix::new(rows, cols, format, bytes).unwrap()
 }
 
-/// Where a block holds f16 scales, whose bytes must stay finite numbers.
+/// Where a block holds its scales, whose bytes must stay finite numbers.
 fn scale_bytes(format: Format) -> std::ops::Range<usize> {
     match format {
         Format::Q6_K => 208..210,
-        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => 0..2,
+        Format::Q2_K => 80..84,
+        Format::Q3_K => 108..110,
+        Format::MXFP4 => 0..1,
+        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::IQ4_NL | Format::IQ4_XS => 0..2,
         _ => 0..4,
     }
 }
@@ -58,8 +70,8 @@ fn oracle(x: &Activations, weights: &Matrix) -> Vec<(f64, f64)> {
     for row in 0..x.rows() {
         for w in values.chunks_exact(weights.cols) {
             let terms = w.iter().enumerate().map(|(i, w)| {
-                let scale = x.scales[(row * weights.cols + i) / SUB].scale;
-                f64::from(*w) * f64::from(x.quants[row * weights.cols + i]) * f64::from(scale)
+                let scale = x.scales()[(row * weights.cols + i) / SUB].scale;
+                f64::from(*w) * f64::from(x.quants()[row * weights.cols + i]) * f64::from(scale)
             });
             out.push(terms.fold((0.0, 0.0), |(sum, all), t| (sum + t, all + t.abs())));
         }
@@ -103,7 +115,8 @@ fn every_instruction_set_gives_the_product_of_the_rounded_activations() {
         let weights = matrix(format, 20, cols);
         let tiles = tiles(&[&weights]);
         for m in [1, 2, 3, 4, 7, 8, 12, 13, 29] {
-            let x = Activations::new(&Pool::new(1), &wave(m * cols, 0.3), cols);
+            let pool = Pool::new(1);
+            let x = Activations::new(&pool, &wave(m * cols, 0.3), cols);
             let expected = oracle(&x, &weights);
             for &isa in &isas {
                 for index in 0..2 {
@@ -196,10 +209,10 @@ fn rounding_is_within_half_a_step_and_faults_show() {
     x[5 * 96..5 * 96 + 32].fill(0.0);
     let rounded = Activations::new(&pool, &x, 96);
     for (i, value) in x.iter().enumerate() {
-        let scale = rounded.scales[i / SUB];
-        let error = (value - f32::from(rounded.quants[i]) * scale.scale).abs();
+        let scale = rounded.scales()[i / SUB];
+        let error = (value - f32::from(rounded.quants()[i]) * scale.scale).abs();
         assert!(error <= 0.5001 * scale.scale, "{i}: {value}");
-        let half: i32 = rounded.quants[i / 16 * 16..][..16].iter().map(|q| i32::from(*q)).sum();
+        let half: i32 = rounded.quants()[i / 16 * 16..][..16].iter().map(|q| i32::from(*q)).sum();
         let expected = half as f32 * scale.scale;
         assert_eq!(if i / 16 % 2 == 0 { scale.low } else { scale.high }, expected);
     }

@@ -41,6 +41,8 @@ pub(crate) struct Tile<'a> {
 enum Field {
     /// 2 bytes of each row, row after row.
     Half(usize),
+    /// 1 byte of each row.
+    Byte(usize),
     /// Words of 4 bytes: the first of every row, then the second of every row, and so on.
     Words(usize, usize),
     /// As `Words`, the sign bit flipped: i8 becomes the u8 that is 128 larger.
@@ -52,7 +54,7 @@ enum Field {
     BitPlanes(usize),
 }
 
-use Field::{BitPlanes, Bits, Flipped, Half, Words};
+use Field::{BitPlanes, Bits, Byte, Flipped, Half, Words};
 
 const fn fields(format: Format) -> &'static [Field] {
     match format {
@@ -65,6 +67,11 @@ const fn fields(format: Format) -> &'static [Field] {
         Format::Q4_K => &[Half(0), Half(2), Words(4, 3), Words(16, 32)],
         Format::Q5_K => &[Half(0), Half(2), Words(4, 3), BitPlanes(16), Words(48, 32)],
         Format::Q6_K => &[Half(208), Words(192, 4), Words(128, 16), Words(0, 32)],
+        Format::Q2_K => &[Half(80), Half(82), Words(0, 4), Words(16, 16)],
+        Format::Q3_K => &[Half(108), Words(96, 3), Words(0, 8), Words(32, 16)],
+        Format::IQ4_NL => &[Half(0), Words(2, 4)],
+        Format::IQ4_XS => &[Half(0), Half(2), Words(4, 1), Words(8, 32)],
+        Format::MXFP4 => &[Byte(0), Words(1, 4)],
     }
 }
 
@@ -132,6 +139,11 @@ impl Tiles {
         }
     }
 
+    /// Bytes of a tile, on the average.
+    pub(super) fn tile_bytes(&self) -> usize {
+        self.bytes() / self.count()
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.rows.div_ceil(TILE)
     }
@@ -174,6 +186,10 @@ fn scatter(format: Format, block: &[u8], lane: usize, tile: &mut [u8]) {
                 tile[at + 2 * lane..][..2].copy_from_slice(&block[from..from + 2]);
                 at += 2 * TILE;
             }
+            Byte(from) => {
+                tile[at + lane] = block[from];
+                at += TILE;
+            }
             Words(from, count) | Flipped(from, count) => {
                 let flip = if matches!(field, Flipped(..)) { 0x80 } else { 0 };
                 for (index, byte) in block[from..from + 4 * count].iter().enumerate() {
@@ -205,6 +221,10 @@ fn gather(format: Format, tile: &[u8], lane: usize, block: &mut [u8]) {
                 block[to..to + 2].copy_from_slice(&tile[at + 2 * lane..][..2]);
                 at += 2 * TILE;
             }
+            Byte(to) => {
+                block[to] = tile[at + lane];
+                at += TILE;
+            }
             Words(to, count) | Flipped(to, count) => {
                 let flip = if matches!(field, Flipped(..)) { 0x80 } else { 0 };
                 for (index, byte) in block[to..to + 4 * count].iter_mut().enumerate() {
@@ -234,7 +254,7 @@ fn planes(field: &Field) -> (usize, usize) {
     match *field {
         Bits(at) => (at, 1),
         BitPlanes(at) => (at, 8),
-        Half(at) | Words(at, _) | Flipped(at, _) => (at, 0),
+        Half(at) | Byte(at) | Words(at, _) | Flipped(at, _) => (at, 0),
     }
 }
 

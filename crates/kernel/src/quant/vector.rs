@@ -1,6 +1,9 @@
 //! The product for instruction sets whose registers hold four values of each of some rows of a
 //! tile: all of its 16 rows, or a part of them.
 
+mod few_bits;
+mod lookup;
+
 use super::Format;
 use super::product::{Slice, one_scale};
 use super::tiles::{SUB, TILE, Tile};
@@ -21,6 +24,10 @@ pub(super) trait Vector {
     unsafe fn load(at: *const u8) -> Self::Words;
     /// An f16 for each lane.
     unsafe fn halves(at: *const u8) -> Self::Floats;
+    /// A u16 for each lane.
+    unsafe fn shorts(at: *const u8) -> Self::Words;
+    /// `2^(byte − 128)` of a byte for each lane.
+    unsafe fn half_powers(at: *const u8) -> Self::Floats;
     unsafe fn store(at: *mut f32, values: Self::Floats);
     unsafe fn splat(value: f32) -> Self::Floats;
     unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
@@ -31,6 +38,8 @@ pub(super) trait Vector {
     /// The words turned to the left, then of each byte the bits of `mask`.
     unsafe fn turned_bits(words: Self::Words, left: u32, mask: u8) -> Self::Words;
     unsafe fn or(a: Self::Words, b: Self::Words) -> Self::Words;
+    /// Of each byte, which is below 16, the table's value.
+    unsafe fn look_up(bytes: Self::Words, table: &[u8; 16]) -> Self::Words;
     /// Adds 16 to each byte whose bit is set in the mask, which has a bit for each.
     unsafe fn add_fifth(bytes: Self::Words, mask: *const u8) -> Self::Words;
     /// The byte `index` of each word, as a number.
@@ -59,6 +68,11 @@ pub(super) unsafe fn tile<V: Vector>(tile: &Tile, x: Slice, sums: &mut [[f32; TI
             Format::Q4_K => rows::<V, Q4K>(tile, x, sums),
             Format::Q5_K => rows::<V, Q5K>(tile, x, sums),
             Format::Q6_K => rows::<V, Q6K>(tile, x, sums),
+            Format::Q2_K => rows::<V, few_bits::Q2K>(tile, x, sums),
+            Format::Q3_K => rows::<V, few_bits::Q3K>(tile, x, sums),
+            Format::IQ4_NL => rows::<V, lookup::Iq4Nl>(tile, x, sums),
+            Format::IQ4_XS => rows::<V, lookup::Iq4Xs>(tile, x, sums),
+            Format::MXFP4 => rows::<V, lookup::Mxfp4>(tile, x, sums),
             Format::F32 | Format::F16 | Format::Bf16 => unreachable!("not tiled"),
         }
     }
@@ -96,11 +110,16 @@ unsafe fn some_rows<V: Vector, B: Block, const M: usize>(
     sums: &mut [[f32; TILE]],
 ) -> usize {
     let subs = x.cols / SUB;
-    // SAFETY: the tile holds its blocks, each of `B::SUBS` sub-blocks, and the slices M rows from
-    // `row` on; all offsets below stay within.
+    // SAFETY: the tile holds its blocks, each of `B::SUBS` sub-blocks, and the slices the M rows
+    // from `row` on; all offsets below stay within.
     unsafe {
-        let quants = x.quants.as_ptr().add(row * x.cols);
-        let scales = x.scales.as_ptr().add(row * subs);
+        let mut quants = [x.quants.as_ptr(); M];
+        let mut scales = [x.scales.as_ptr(); M];
+        for m in 0..M {
+            let row = x.row(row + m);
+            quants[m] = quants[m].add(row * x.cols);
+            scales[m] = scales[m].add(row * subs);
+        }
         let mut acc = [V::splat(0.0); M];
         for block in 0..subs / B::SUBS {
             let start = tile.bytes.as_ptr().add(block * B::FORMAT.block_bytes() * TILE);
@@ -110,8 +129,8 @@ unsafe fn some_rows<V: Vector, B: Block, const M: usize>(
                 let w = B::unpack::<V>(from, header, sub);
                 let at = block * B::SUBS + sub;
                 for m in 0..M {
-                    let a = quants.add(m * x.cols + at * SUB).cast::<i32>();
-                    let s = &*scales.add(m * subs + at);
+                    let a = quants[m].add(at * SUB).cast::<i32>();
+                    let s = &*scales[m].add(at);
                     let scale = V::splat(s.scale);
                     if one_scale(B::FORMAT) {
                         let dot = V::dot(w.q, a, B::BITS);

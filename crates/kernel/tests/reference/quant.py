@@ -17,12 +17,13 @@ SCALES = {
     Type.Q8_0: [0], Type.Q4_0: [0], Type.Q4_1: [0, 2], Type.Q5_0: [0], Type.Q5_1: [0, 2],
     Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208], Type.BF16: [], Type.F16: [],
 }
+LATER = {
+    Type.Q2_K: [80, 82], Type.Q3_K: [108], Type.IQ4_NL: [0], Type.IQ4_XS: [0], Type.MXFP4: [],
+}
 
 
-def main():
-    random = np.random.default_rng(7)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for type, scales in SCALES.items():
+def write_blocks(random, formats):
+    for type, scales in formats.items():
         length, size = GGML_QUANT_SIZES[type]
         if type in (Type.F16, Type.BF16):
             values = random.normal(0, 1, 64).astype(np.float32)
@@ -36,11 +37,21 @@ def main():
                 scale = random.normal(0, 0.05, BLOCKS)
                 scale[-1] = 3e-6
                 blocks[:, at:at + 2] = scale.astype(np.float16).view(np.uint8).reshape(-1, 2)
+            if type == Type.MXFP4:
+                # Exponents of two; after the usual ones the least, and nearly the largest.
+                blocks[:, 0] = [122, 124, 121, 123, 0]
+                blocks = np.concatenate([blocks, blocks[:1]])
+                blocks[-1, 0] = 251
             out = dequantize(blocks, type)
         name = type.name.lower()
         (FOLDER / f"{name}.blocks").write_bytes(blocks.tobytes())
         (FOLDER / f"{name}.values").write_bytes(out.astype("<f4").tobytes())
 
+
+def main():
+    random = np.random.default_rng(7)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write_blocks(random, SCALES)
     values = random.normal(0, 0.5, (4, 64)).astype(np.float32)
     values[0, :32] = 0
     values[1, 0] = -31.5
@@ -49,6 +60,7 @@ def main():
     (FOLDER / "input.values").write_bytes(values.astype("<f4").tobytes())
     for type in (Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0):
         (FOLDER / f"{type.name.lower()}.written").write_bytes(quantize(values, type).tobytes())
+    write_blocks(random, LATER)
 
 
 main()

@@ -2,14 +2,16 @@
 
 use std::ops::Range;
 
-use kernel::attention::{self, Heads, KeysValues, Pages, Rows, Sequence};
+use kernel::attention::{
+    self, Attended, Heads, KeysValues, KvPart, KvPartMut, Pages, Rows, Sequence,
+};
 use kernel::ops::{self, HeadRows, Rotation};
-use kernel::{Buffer, Lanes, Left, Output, Pool, matmul_transposed};
+use kernel::{Buffer, Lanes, Left, Output, matmul_transposed};
 
 use super::latent::Latent;
-use super::layer::{Pass, Trained};
+use super::layer::{Pass, Trained, copy};
 use super::linear::Linear;
-use super::{Input, LayerWeights};
+use super::{Input, LayerWeights, Page};
 use crate::Config;
 use crate::config::HeadNorms;
 
@@ -86,19 +88,19 @@ impl Attention {
     /// Over new tokens, whose keys and values join the caches: `[tokens, attended_width]`.
     ///
     /// **Shapes**: x `[tokens, hidden]`.
-    pub(super) fn forward(
+    pub(super) fn forward<'a>(
         &self,
-        pass: &Pass,
+        pass: &Pass<'a, '_>,
         x: &[f32],
         inputs: &mut [Input],
         layer: usize,
-    ) -> Vec<f32> {
+    ) -> Buffer<'a> {
         let raw = self.biased(pass, self.qkv.apply(pass.pool, x));
         let qkv = self.placed(pass, raw);
         let attended = attend_cached(pass, &qkv, inputs, layer, self.window);
         match &self.latent {
             None => attended,
-            Some(latent) => latent.compact(pass.pool, &attended).to_vec(),
+            Some(latent) => latent.compact(pass.pool, &attended),
         }
     }
 
@@ -114,12 +116,12 @@ impl Attention {
     ) -> (Option<Buffer<'a>>, AttentionStash<'a>) {
         let pool = pass.pool;
         let raw = self.biased(pass, self.qkv.apply_lanes(pool, x));
-        let kept = (!self.norms.is_empty()).then(|| copied(pool, &raw));
+        let kept = (!self.norms.is_empty()).then(|| copy(pool, &raw));
         let qkv = self.placed(pass, raw);
         let Heads { heads, head_dim, .. } = pass.heads;
         let mut attended = pool.buffer(pass.positions.len() * heads * head_dim);
         let mut log_sums = vec![0.0; pass.positions.len() * heads];
-        attend(pass, &mut attended, &qkv, sequences, self.window, &mut log_sums);
+        self.attend(pass, &mut attended, &qkv, sequences, &mut log_sums);
         let compact = self.latent.as_ref().map(|latent| latent.compact(pool, &attended));
         (compact, AttentionStash { raw: kept, qkv, attended, log_sums })
     }
@@ -147,17 +149,16 @@ impl Attention {
             if let Some(latent) = &self.latent {
                 d_attended = latent.spread(pool, &d_attended);
             }
-            attention::backward(
-                pool,
-                &mut d_qkv,
-                &qkv,
-                &attended,
-                &d_attended,
-                &log_sums,
+            let forward = Attended {
+                qkv: &qkv,
+                out: &attended,
+                log_sums: &log_sums,
                 sequences,
-                self.window,
-                pass.heads,
-            );
+                window: self.window,
+                heads: pass.heads,
+                precision: self.qkv.precision(),
+            };
+            attention::backward(pool, &mut d_qkv, &d_attended, &forward);
             if let Trained::Whole { gradients, mode } = trained {
                 let attended = match &self.latent {
                     None => attended,
@@ -171,7 +172,7 @@ impl Attention {
         self.rotate(pass, &mut d_qkv, Rotation::Backward);
         if let Some(latent) = &self.latent {
             let raw = raw.as_deref().expect("latent keys are normed");
-            let normed = self.normed(pass, copied(pool, raw));
+            let normed = self.normed(pass, copy(pool, raw));
             d_qkv = latent.backward(pass, &d_qkv, &normed, trained);
         }
         if let Some(raw) = &raw {
@@ -185,6 +186,33 @@ impl Attention {
         if let Trained::Whole { gradients, mode } = trained {
             matmul_transposed(pool, &mut gradients.qkv, &d_qkv, x, *mode);
         }
+    }
+
+    /// Attention within whole sequences.
+    fn attend(
+        &self,
+        pass: &Pass,
+        out: &mut [f32],
+        qkv: &[f32],
+        sequences: &[Range<usize>],
+        log_sums: &mut [f32],
+    ) {
+        let Heads { heads, kv_heads, head_dim } = pass.heads;
+        let stride = pass.heads.qkv_width();
+        let rows = |head: usize| Rows { values: qkv, stride, offset: head * head_dim };
+        let parts: Vec<Sequence> = sequences
+            .iter()
+            .map(|s| Sequence {
+                queries: s.clone(),
+                keys_values: KeysValues::Rows {
+                    keys: rows(heads),
+                    values: rows(heads + kv_heads),
+                    precision: self.qkv.precision(),
+                },
+                window: self.window,
+            })
+            .collect();
+        attention::forward(pass.pool, out, rows(0), &parts, pass.heads, Some(log_sums));
     }
 
     fn biased<'a>(&self, pass: &Pass<'a, '_>, mut raw: Buffer<'a>) -> Buffer<'a> {
@@ -251,12 +279,6 @@ impl Attention {
     }
 }
 
-fn copied<'a>(pool: &'a Pool, values: &[f32]) -> Buffer<'a> {
-    let mut copy = pool.buffer(values.len());
-    copy.copy_from_slice(values);
-    copy
-}
-
 /// Which columns of the rows that [`Attention::qkv`] gives are normed: of queries, and of keys.
 fn head_rows(config: &Config) -> [HeadRows; 2] {
     let (stride, queries) = (config.qkv_rows(), config.heads * config.head_dim);
@@ -268,50 +290,18 @@ fn head_rows(config: &Config) -> [HeadRows; 2] {
     [HeadRows { stride, first: 0, heads: heads[0] }, HeadRows { stride, first, heads: heads[1] }]
 }
 
-/// Attention within whole sequences.
-fn attend(
-    pass: &Pass,
-    out: &mut [f32],
-    qkv: &[f32],
-    sequences: &[Range<usize>],
-    window: Option<usize>,
-    log_sums: &mut [f32],
-) {
-    let Heads { heads, kv_heads, head_dim } = pass.heads;
-    let stride = pass.heads.qkv_width();
-    let rows = |head: usize| Rows { values: qkv, stride, offset: head * head_dim };
-    let parts: Vec<Sequence> = sequences
-        .iter()
-        .map(|s| Sequence {
-            queries: s.clone(),
-            keys_values: KeysValues::Rows { keys: rows(heads), values: rows(heads + kv_heads) },
-            window,
-        })
-        .collect();
-    attention::forward(pass.pool, out, rows(0), &parts, pass.heads, Some(log_sums));
-}
-
 /// Appends the new keys and values to the caches, then attends to all that they hold.
-fn attend_cached(
-    pass: &Pass,
+fn attend_cached<'a>(
+    pass: &Pass<'a, '_>,
     qkv: &[f32],
     inputs: &mut [Input],
     layer: usize,
     window: Option<usize>,
-) -> Vec<f32> {
+) -> Buffer<'a> {
     let Heads { heads, head_dim, .. } = pass.heads;
     let stride = pass.heads.qkv_width();
-    let mut row = 0;
-    for input in inputs.iter_mut() {
-        let from = input.cache.len;
-        for (index, values) in
-            qkv[row * stride..].chunks_exact(stride).take(input.tokens.len()).enumerate()
-        {
-            input.cache.write(layer, from + index, &values[heads * head_dim..]);
-        }
-        row += input.tokens.len();
-    }
-    let parts: Vec<Vec<&[f32]>> =
+    write_pages(pass, qkv, inputs, layer);
+    let parts: Vec<Vec<KvPart>> =
         inputs.iter().map(|input| input.cache.layer(layer).collect()).collect();
     let mut first = 0;
     let sequences: Vec<Sequence> = inputs
@@ -324,8 +314,34 @@ fn attend_cached(
             Sequence { queries, keys_values: KeysValues::Pages(pages), window }
         })
         .collect();
-    let mut out = vec![0.0; row * heads * head_dim];
+    let mut out = pass.pool.buffer(first * heads * head_dim);
     let queries = Rows { values: qkv, stride, offset: 0 };
     attention::forward(pass.pool, &mut out, queries, &sequences, pass.heads, None);
     out
+}
+
+/// Appends the new keys and values to the caches.
+fn write_pages(pass: &Pass, qkv: &[f32], inputs: &mut [Input], layer: usize) {
+    let Heads { heads, kv_heads, head_dim } = pass.heads;
+    let stride = pass.heads.qkv_width();
+    // Each page with its place in it, and the rows that go there.
+    let mut pages: Vec<(KvPartMut, usize, &[f32])> = Vec::new();
+    let mut rest = qkv;
+    for input in inputs.iter_mut() {
+        let mut at = input.cache.len % Page::TOKENS;
+        let rows;
+        (rows, rest) = rest.split_at(input.tokens.len() * stride);
+        let mut left = rows;
+        for page in input.cache.reserved(layer) {
+            let count = (Page::TOKENS - at).min(left.len() / stride);
+            let rows;
+            (rows, left) = left.split_at(count * stride);
+            pages.push((page, at, rows));
+            at = 0;
+        }
+    }
+    pass.pool.pieces(&mut pages, 1, |_, page| {
+        let (page, at, rows) = &mut page[0];
+        Pages::write(page, *at, &rows[heads * head_dim..], stride, [kv_heads, head_dim]);
+    });
 }

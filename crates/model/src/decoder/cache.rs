@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use kernel::attention::Pages;
+use kernel::attention::{KvFormat, KvPart, KvPartMut, KvValues, Pages};
 
 use super::ExpertSet;
 use crate::Config;
@@ -12,6 +12,7 @@ use crate::Config;
 pub struct KvCache {
     pages: Vec<Arc<Page>>,
     pub(super) len: usize,
+    format: KvFormat,
     layers: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -21,22 +22,27 @@ pub struct KvCache {
 ///
 /// **Shapes**: `[layers, …]`, of each layer as [`Pages`] says; keys are rotated to their positions.
 #[derive(Clone)]
-pub struct Page(Vec<f32>);
+pub struct Page(KvValues);
 
 impl Page {
     pub const TOKENS: usize = Pages::TOKENS;
 
     /// Memory that a page takes, in bytes.
-    pub fn bytes(config: &Config) -> usize {
-        config.layers * Pages::page_len(config.kv_heads, config.head_dim) * size_of::<f32>()
+    pub fn bytes(config: &Config, format: KvFormat) -> usize {
+        config.layers * Pages::page_len(config.kv_heads, config.head_dim) * format.bytes()
     }
 }
 
 impl KvCache {
-    /// A cache without tokens.
+    /// A cache without tokens, in f32.
     pub fn new(config: &Config) -> Self {
+        KvCache::in_format(config, KvFormat::F32)
+    }
+
+    /// A cache without tokens.
+    pub fn in_format(config: &Config, format: KvFormat) -> Self {
         let Config { layers, kv_heads, head_dim, .. } = *config;
-        KvCache { pages: Vec::new(), len: 0, layers, kv_heads, head_dim }
+        KvCache { pages: Vec::new(), len: 0, format, layers, kv_heads, head_dim }
     }
 
     /// Tokens held.
@@ -75,31 +81,30 @@ impl KvCache {
         self.pages.truncate(self.len.div_ceil(Page::TOKENS));
     }
 
-    /// Makes room for `tokens` more, whose keys and values can then be [written](Self::write).
+    /// Makes room for `tokens` more, whose keys and values are written to the [reserved](Self::reserved) pages.
     pub(super) fn reserve(&mut self, tokens: usize) {
-        let size = self.layers * self.layer_len();
+        let (format, size) = (self.format, self.layers * self.layer_len());
         let pages = (self.len + tokens).div_ceil(Page::TOKENS);
-        self.pages.resize_with(pages, || Arc::new(Page(vec![0.0; size])));
+        self.pages.resize_with(pages, || Arc::new(Page(KvValues::zeros(format, size))));
         for page in &mut self.pages[self.len / Page::TOKENS..] {
             // A copy, where a clone of the cache holds the page too.
             Arc::make_mut(page);
         }
     }
 
-    /// Puts a token's keys and values `[2, kv_heads · head_dim]` at a position that was reserved.
-    pub(super) fn write(&mut self, layer: usize, position: usize, keys_values: &[f32]) {
+    /// A layer's part of the pages in which tokens from position `len` on are to be written.
+    pub(super) fn reserved(&mut self, layer: usize) -> impl Iterator<Item = KvPartMut<'_>> {
         let size = self.layer_len();
-        let (keys, values) = keys_values.split_at(keys_values.len() / 2);
-        let page = Arc::get_mut(&mut self.pages[position / Page::TOKENS]);
-        let page = page.expect("reserved pages belong to this cache alone");
-        let page = &mut page.0[layer * size..(layer + 1) * size];
-        Pages::write(page, position % Page::TOKENS, keys, values, self.head_dim);
+        self.pages[self.len / Page::TOKENS..].iter_mut().map(move |page| {
+            let page = Arc::get_mut(page).expect("reserved pages belong to this cache alone");
+            page.0.part_mut(layer * size..(layer + 1) * size)
+        })
     }
 
     /// Keys and values of a layer, page by page.
-    pub(super) fn layer(&self, layer: usize) -> impl Iterator<Item = &[f32]> {
+    pub(super) fn layer(&self, layer: usize) -> impl Iterator<Item = KvPart<'_>> {
         let size = self.layer_len();
-        self.pages.iter().map(move |page| &page.0[layer * size..(layer + 1) * size])
+        self.pages.iter().map(move |page| page.0.part(layer * size..(layer + 1) * size))
     }
 
     fn layer_len(&self) -> usize {

@@ -7,6 +7,7 @@ use kernel::{
 
 use super::LayerWeights;
 use super::linear::{Linear, Purpose};
+use super::stored::StoredExperts;
 use crate::Config;
 
 // One for each layer: what the smaller variant wastes does not count.
@@ -18,6 +19,8 @@ pub(super) enum FeedForward {
     Plain { gate_up: Linear, down: Linear, gate: Gate },
     /// Of models with experts of their own, and of all that are trained whole.
     Fused(Fused),
+    /// Of models with experts of their own, as the file stores them.
+    Stored(Box<StoredExperts>),
 }
 
 /// What all tokens go through, and what some do.
@@ -68,8 +71,25 @@ impl FeedForward {
                 let routed = fused.routed.as_ref().map_or(0, |r| r.experts.bytes());
                 routed + fused.shared.as_ref().map_or(0, Experts::bytes)
             }
+            FeedForward::Stored(stored) => stored.bytes(),
         }
     }
+}
+
+/// The experts of each row; `bias` is empty in families without.
+///
+/// **Shapes**: x `[tokens, hidden]`.
+pub(super) fn choose(
+    pool: &Pool,
+    router: Router,
+    logits: &Linear,
+    bias: &[f32],
+    x: &[f32],
+) -> Chosen {
+    let mut scores = logits.apply(pool, x).to_vec();
+    let choice = router.choose(pool, &mut scores, (!bias.is_empty()).then_some(bias));
+    let routes = Routes::new(router.experts, router.top_k, &choice.experts, &choice.weights);
+    Chosen { scores, choice, routes }
 }
 
 impl Fused {
@@ -110,17 +130,17 @@ impl Fused {
         }
     }
 
+    /// Whether some experts are chosen for each row.
+    pub(super) fn is_routed(&self) -> bool {
+        self.routed.is_some()
+    }
+
     /// The experts of each row, where there are such.
     ///
     /// **Shapes**: x `[tokens, hidden]`.
     pub(super) fn choose(&self, pool: &Pool, x: &[f32]) -> Option<Chosen> {
         let routed = self.routed.as_ref()?;
-        let mut scores = routed.logits.apply(pool, x).to_vec();
-        let bias = (!routed.bias.is_empty()).then_some(routed.bias.as_slice());
-        let choice = routed.router.choose(pool, &mut scores, bias);
-        let Router { experts, top_k, .. } = routed.router;
-        let routes = Routes::new(experts, top_k, &choice.experts, &choice.weights);
-        Some(Chosen { scores, choice, routes })
+        Some(choose(pool, routed.router, &routed.logits, &routed.bias, x))
     }
 
     /// The rows as they are multiplied.
@@ -150,7 +170,7 @@ impl Fused {
     /// Adds to `dx` the gradient with respect to the rows, given `dy` with respect to the output;
     /// sets or adds to the weights' gradients.
     ///
-    /// **Shapes**: dx, x, dy `[tokens, hidden]`; x is what [`Fused::choose`] was given.
+    /// **Shapes**: dx, x, dy `[tokens, hidden]`; x is what [`Fused::choose`] was given, where it chose.
     pub(super) fn backward(
         &self,
         pool: &Pool,

@@ -8,6 +8,7 @@ use super::attention::{Attention, AttentionStash};
 use super::feed_forward::{FeedForward, FusedStash};
 use super::linear::Linear;
 use super::mixture::{ExpertLayer, Mixture, MixtureStash, Upstream};
+use super::observe::{Place, Watcher};
 use super::{ExpertSet, Input, LayerWeights};
 
 /// One decoder layer: attention and feed-forward, each behind a norm and beside the residual.
@@ -33,19 +34,21 @@ pub(super) struct Pass<'p, 'a> {
     pub(super) window_rotary: Option<&'a Rotary>,
     /// `[tokens]`.
     pub(super) positions: Vec<u32>,
+    /// Looks at the rows that weights are multiplied with.
+    pub(super) watcher: Option<&'p Watcher>,
 }
 
 /// What the backward pass needs of one layer.
 ///
 /// **Shapes**: x, middle, and the parts `[tokens, hidden]`.
 pub(super) struct Stash<'a> {
-    x: Vec<f32>,
+    x: Buffer<'a>,
     /// The normed rows of `x`.
     inputs: Lanes<'a>,
     attention: AttentionStash<'a>,
     /// What attention and feed-forward gave before the norms behind them, where there are such.
     parts: [Option<Buffer<'a>>; 2],
-    middle: Vec<f32>,
+    middle: Buffer<'a>,
     feed_forward: FeedForwardStash<'a>,
 }
 
@@ -71,8 +74,8 @@ impl Stash<'_> {
 /// Whose gradients the backward pass gives.
 pub(super) enum Trained<'a> {
     /// Those of the expert beside the layer's frozen weights are added; for `pull` see
-    /// [`Upstream`].
-    Expert { gradients: &'a mut ExpertLayer, pull: &'a [f32] },
+    /// [`Upstream`]. In the lowest layer with a part of it nobody asks for more.
+    Expert { gradients: &'a mut ExpertLayer, pull: &'a [f32], lowest: bool },
     /// Those of all weights are set or added.
     Whole { gradients: &'a mut LayerWeights, mode: Output },
 }
@@ -88,27 +91,35 @@ impl Layer {
         sets: &[ExpertSet],
         gates: &mut [f32],
     ) {
+        let Attention { qkv, out, .. } = &self.attention;
         let normed = self.norm(pass, x, &self.attention_norm);
+        pass.see(layer, Place::Attention, &normed, qkv.inputs());
         let attended = self.attention.forward(pass, &normed, inputs, layer);
-        self.add_part(pass, x, &self.attention.out, &attended, &self.attention_out_norm);
+        pass.see(layer, Place::AttentionOut, &attended, out.inputs());
+        self.add_part(pass, x, out, &attended, &self.attention_out_norm);
         let normed = self.norm(pass, x, &self.feed_forward_norm);
         match &self.feed_forward {
             FeedForward::Plain { gate_up, down, gate } => {
+                pass.see(layer, Place::FeedForward, &normed, gate_up.inputs());
                 let inner = gate_up.apply_gated(pass.pool, &normed, *gate);
+                pass.see(layer, Place::Down, &inner, down.inputs());
                 self.add_part(pass, x, down, &inner, &self.down_norm);
             }
             FeedForward::Fused(fused) => {
                 let chosen = fused.choose(pass.pool, &normed);
-                let rows = fused.lanes(pass.pool, &normed, self.attention.qkv.inputs());
+                let rows = fused.lanes(pass.pool, &normed, qkv.inputs());
                 self.add(pass, x, &self.down_norm, |out| {
                     fused.forward(pass.pool, out, rows, chosen);
                 });
+            }
+            FeedForward::Stored(stored) => {
+                self.add(pass, x, &self.down_norm, |out| stored.forward(pass.pool, out, &normed));
             }
         }
         if let Some(mixture) = &self.mixture
             && sets.iter().any(|set| !set.is_empty())
         {
-            mixture.forward(pass.pool, x, &normed, sets, gates);
+            mixture.forward(pass, x, &normed, (layer, sets), gates);
         }
     }
 
@@ -120,17 +131,17 @@ impl Layer {
         sequences: &[Range<usize>],
     ) -> Stash<'a> {
         let pool = pass.pool;
-        let before = x.to_vec();
+        let before = copy(pool, x);
         let (qkv, hidden) = (&self.attention.qkv, self.attention.qkv.inputs());
-        let inputs = qkv.lanes(pool, self.norm(pass, x, &self.attention_norm), hidden);
+        let inputs = self.norm_lanes(pass, x, &self.attention_norm);
         let (compact, attention) = self.attention.train_forward(pass, &inputs, sequences);
         let attended = compact.as_deref().unwrap_or(attention.attended());
         let out = &self.attention.out;
         let first = self.add_part(pass, x, out, attended, &self.attention_out_norm);
-        let middle = x.to_vec();
-        let normed = self.norm(pass, x, &self.feed_forward_norm);
+        let middle = copy(pool, x);
         let (second, feed_forward) = match &self.feed_forward {
             FeedForward::Plain { gate_up, down, gate } => {
+                let normed = self.norm(pass, x, &self.feed_forward_norm);
                 let gate_up = gate_up.apply(pool, &normed);
                 let mut inner = pool.buffer(gate_up.len() / 2);
                 kernel::gated(pool, &mut inner, &gate_up, down.inputs(), *gate);
@@ -139,8 +150,14 @@ impl Layer {
                 (part, FeedForwardStash::Plain { gate_up, mixture })
             }
             FeedForward::Fused(fused) => {
-                let chosen = fused.choose(pool, &normed);
-                let normed = qkv.lanes(pool, normed, hidden);
+                let (chosen, normed) = match fused.is_routed() {
+                    true => {
+                        let normed = self.norm(pass, x, &self.feed_forward_norm);
+                        let chosen = fused.choose(pool, &normed);
+                        (chosen, qkv.lanes(pool, normed, hidden))
+                    }
+                    false => (None, self.norm_lanes(pass, x, &self.feed_forward_norm)),
+                };
                 let mut stash = None;
                 let part = self.add(pass, x, &self.down_norm, |out| {
                     stash = Some(fused.forward(pool, out, normed, chosen));
@@ -148,13 +165,15 @@ impl Layer {
                 let stash = stash.expect("`add` computes the part once");
                 (part, FeedForwardStash::Fused(Box::new(stash)))
             }
+            FeedForward::Stored(_) => panic!("the decoder was not loaded for training"),
         };
         let parts = [first, second];
         Stash { x: before, inputs, attention, parts, middle, feed_forward }
     }
 
     /// Turns `d`, the gradient with respect to the layer's output, into that with respect to its
-    /// input, and gives the gradients of what is trained.
+    /// input, and gives the gradients of what is trained. Below the lowest layer that is trained, `d`
+    /// has no meaning.
     pub(super) fn backward(
         &self,
         pass: &Pass,
@@ -174,6 +193,9 @@ impl Layer {
             });
             let d = (&*d, part.as_deref().unwrap_or(d));
             self.feed_forward_backward(pass, d, &mut d_normed, &middle, feed_forward, &mut trained);
+        }
+        if matches!(trained, Trained::Expert { lowest: true, .. }) {
+            return;
         }
         if let Trained::Whole { gradients, mode } = &mut trained {
             let norm = &mut gradients.feed_forward_norm;
@@ -212,12 +234,14 @@ impl Layer {
             (
                 FeedForward::Plain { gate_up, down, gate },
                 FeedForwardStash::Plain { gate_up: mut d_gate_up, mixture: kept },
-                Trained::Expert { gradients, pull },
+                Trained::Expert { gradients, pull, lowest },
             ) => {
-                let mut d_inner = pool.buffer(d_gate_up.len() / 2);
-                down.backward(pool, &mut d_inner, Left::Rows(d_part), Output::Replace);
-                kernel::gated_backward(pool, &mut d_gate_up, &d_inner, down.inputs(), *gate);
-                gate_up.backward(pool, d_normed, Left::Rows(&d_gate_up), Output::Replace);
+                if !*lowest {
+                    let mut d_inner = pool.buffer(d_gate_up.len() / 2);
+                    down.backward(pool, &mut d_inner, Left::Rows(d_part), Output::Replace);
+                    kernel::gated_backward(pool, &mut d_gate_up, &d_inner, down.inputs(), *gate);
+                    gate_up.backward(pool, d_normed, Left::Rows(&d_gate_up), Output::Replace);
+                }
                 if let (Some(mixture), Some(kept)) = (&self.mixture, kept) {
                     let normed = self.norm(pass, middle, &self.feed_forward_norm);
                     let upstream = Upstream { x: &normed, dy: d, pull };
@@ -229,10 +253,13 @@ impl Layer {
                 FeedForwardStash::Fused(stash),
                 Trained::Whole { gradients, mode },
             ) => {
-                d_normed.fill(0.0);
-                let normed = self.norm(pass, middle, &self.feed_forward_norm);
+                ops::clear(pool, d_normed);
+                // The router alone reads its input as f32.
+                let normed =
+                    fused.is_routed().then(|| self.norm(pass, middle, &self.feed_forward_norm));
+                let normed = normed.as_deref().unwrap_or_default();
                 let dy = fused.lanes(pool, d_part, self.attention.qkv.inputs());
-                fused.backward(pool, d_normed, (&normed, &dy), *stash, gradients, *mode);
+                fused.backward(pool, d_normed, (normed, &dy), *stash, gradients, *mode);
             }
             _ => panic!("the decoder was not loaded for this training"),
         }
@@ -275,9 +302,19 @@ impl Layer {
         out
     }
 
+    fn norm_lanes<'a>(&self, pass: &Pass<'a, '_>, x: &[f32], weight: &[f32]) -> Lanes<'a> {
+        ops::rms_norm_lanes(pass.pool, self.attention.qkv.precision(), x, weight, pass.eps)
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.attention.bytes() + self.feed_forward.bytes()
     }
+}
+
+pub(super) fn copy<'a>(pool: &'a Pool, x: &[f32]) -> Buffer<'a> {
+    let mut out = pool.buffer(x.len());
+    ops::copy(pool, &mut out, x);
+    out
 }
 
 /// The gradient with respect to a part, given `d` with respect to what stands behind its norm.

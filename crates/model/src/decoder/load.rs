@@ -19,7 +19,9 @@ impl Decoder {
         let config = source.config()?;
         refuse_untrainable(source, &config, purpose)?;
         let pool = Pool::machine();
-        if purpose == Purpose::WholeTraining || config.routing.is_some() {
+        // What is read as it is stored.
+        let generated = purpose == Purpose::Generation && config.latent.is_none();
+        if purpose == Purpose::WholeTraining || (config.routing.is_some() && !generated) {
             let weights = Weights::read(source)?;
             return Ok(Decoder::of_weights(&pool, &config, precision, purpose, &weights));
         }
@@ -106,19 +108,19 @@ pub fn read_experts(source: &Source) -> Result<Vec<(String, ExpertWeights)>, Err
     Ok(experts.names.iter().cloned().zip(weights).collect())
 }
 
-struct Reader<'a> {
-    source: &'a Source,
-    config: &'a Config,
-    pool: &'a Pool,
-    precision: Precision,
-    purpose: Purpose,
-    arena: Arena,
+pub(super) struct Reader<'a> {
+    pub(super) source: &'a Source,
+    pub(super) config: &'a Config,
+    pub(super) pool: &'a Pool,
+    pub(super) precision: Precision,
+    pub(super) purpose: Purpose,
+    pub(super) arena: Arena,
 }
 
 impl Reader<'_> {
     fn layer(&mut self, index: usize) -> Result<Layer, Error> {
         let config = self.config;
-        let (hidden, inner) = (config.hidden, config.intermediate);
+        let hidden = config.hidden;
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         let (qn, kn, vn) =
@@ -129,16 +131,7 @@ impl Reader<'_> {
             source.matrix(&kn, kv, hidden)?,
             source.matrix(&vn, kv, hidden)?,
         ];
-        let (gate_up, down) = match config.family {
-            Family::GraniteMoeShared => (
-                self.linear(&[&name("shared_mlp.input_linear")], 2 * inner, hidden)?,
-                self.linear(&[&name("shared_mlp.output_linear")], hidden, inner)?,
-            ),
-            _ => (
-                self.linear(&[&name("mlp.gate_proj"), &name("mlp.up_proj")], inner, hidden)?,
-                self.linear(&[&name("mlp.down_proj")], hidden, inner)?,
-            ),
-        };
+        let feed_forward = self.feed_forward(index)?;
         let norm = |part: &str, len: usize| source.vector(&name(part), len);
         let outer = config.family.outer_norms();
         let own = |part: &str| outer.then(|| norm(part, hidden)).transpose();
@@ -164,9 +157,29 @@ impl Reader<'_> {
                 if outer { "pre_feedforward_layernorm" } else { "post_attention_layernorm" },
                 hidden,
             )?,
-            feed_forward: FeedForward::Plain { gate_up, down, gate: config.family.gate() },
+            feed_forward,
             mixture: None,
         })
+    }
+
+    fn feed_forward(&mut self, index: usize) -> Result<FeedForward, Error> {
+        let config = self.config;
+        if config.routed(index).is_some() {
+            return self.experts(index);
+        }
+        let (hidden, inner) = (config.hidden, config.common_width(index));
+        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
+        let (gate_up, down) = match config.family {
+            Family::GraniteMoeShared => (
+                self.linear(&[&name("shared_mlp.input_linear")], 2 * inner, hidden)?,
+                self.linear(&[&name("shared_mlp.output_linear")], hidden, inner)?,
+            ),
+            _ => (
+                self.linear(&[&name("mlp.gate_proj"), &name("mlp.up_proj")], inner, hidden)?,
+                self.linear(&[&name("mlp.down_proj")], hidden, inner)?,
+            ),
+        };
+        Ok(FeedForward::Plain { gate_up, down, gate: config.family.gate() })
     }
 
     /// Tensors of the same shape, stacked.

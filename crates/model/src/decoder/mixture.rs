@@ -9,7 +9,9 @@ use std::ops::Range;
 use kernel::{Buffer, Left, Output, Packed, Pool, Precision, matmul, ops};
 
 use super::ExpertSet;
+use super::layer::Pass;
 use super::linear::{Linear, Purpose};
+use super::observe::Place;
 
 /// One department's expert, in f32: what is trained, saved and joined.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,13 +144,13 @@ impl Mixture {
     /// **Shapes**: x, out `[tokens, hidden]`; sets `[tokens]`; gates `[tokens, experts]`.
     pub(super) fn forward(
         &self,
-        pool: &Pool,
+        pass: &Pass,
         out: &mut [f32],
         x: &[f32],
-        sets: &[ExpertSet],
+        (layer, sets): (usize, &[ExpertSet]),
         gates: &mut [f32],
     ) {
-        let count = self.experts.len();
+        let (pool, count) = (pass.pool, self.experts.len());
         let mut weights = vec![0.0; sets.len() * count];
         self.router.forward(pool, &mut weights, x, Output::Replace);
         for (logits, set) in weights.chunks_exact_mut(count).zip(sets) {
@@ -166,7 +168,14 @@ impl Mixture {
                 .flat_map(|row| &x[row * self.hidden..][..self.hidden])
                 .copied()
                 .collect();
-            let (_, y) = expert.forward(pool, &chosen);
+            let (gate_up, y) = expert.forward(pool, &chosen);
+            if pass.watcher.is_some() {
+                // The null expert stands last.
+                let part = [index, count + 1];
+                pass.see(layer, Place::Expert(part), &chosen, self.hidden);
+                let inner = expert.inner(pool, &gate_up);
+                pass.see(layer, Place::ExpertDown(part), &inner, expert.width);
+            }
             for (&row, y) in rows.iter().zip(y.chunks_exact(self.hidden)) {
                 let weight = weights[row * count + index];
                 for (out, y) in out[row * self.hidden..].iter_mut().zip(y) {
@@ -252,10 +261,14 @@ impl Expert {
     /// The values before the activation, and the output.
     fn forward<'a>(&self, pool: &'a Pool, x: &[f32]) -> (Buffer<'a>, Buffer<'a>) {
         let gate_up = self.gate_up.apply(pool, x);
-        let mut inner = vec![0.0; gate_up.len() / 2];
-        ops::swiglu(pool, &mut inner, &gate_up, self.width);
-        let y = self.down.apply(pool, &inner);
+        let y = self.down.apply(pool, &self.inner(pool, &gate_up));
         (gate_up, y)
+    }
+
+    fn inner(&self, pool: &Pool, gate_up: &[f32]) -> Vec<f32> {
+        let mut inner = vec![0.0; gate_up.len() / 2];
+        ops::swiglu(pool, &mut inner, gate_up, self.width);
+        inner
     }
 
     fn backward(

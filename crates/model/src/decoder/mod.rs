@@ -9,20 +9,23 @@ mod layer;
 mod linear;
 mod load;
 mod mixture;
+mod observe;
 mod sets;
+mod stored;
 mod training;
 mod weights;
 mod whole;
 
 use kernel::attention::Heads;
 use kernel::ops::{self, Rotary};
-use kernel::{Output, Pool, Precision};
+use kernel::{Buffer, Pool, Precision};
 
 use crate::{Config, ExpertsConfig, Rope};
 use embedding::Embedding;
 use layer::{Layer, Pass};
 use linear::Linear;
 use mixture::Mixture;
+use observe::Watcher;
 
 pub use cache::{Input, KvCache, Page};
 pub use linear::Purpose;
@@ -123,6 +126,10 @@ impl Decoder {
     /// If an input has no tokens, a token lies beyond the vocabulary, or a cache would outgrow the
     /// model's context: callers check these where the request comes in.
     pub fn forward(&self, pool: &Pool, inputs: &mut [Input]) -> Hidden {
+        self.run(pool, inputs, None)
+    }
+
+    fn run(&self, pool: &Pool, inputs: &mut [Input], watcher: Option<&Watcher>) -> Hidden {
         let mut positions = Vec::new();
         let (mut tokens, mut sets) = (Vec::new(), Vec::new());
         for input in inputs.iter() {
@@ -135,7 +142,7 @@ impl Decoder {
         for input in inputs.iter_mut() {
             input.cache.reserve(input.tokens.len());
         }
-        let pass = self.pass(pool, positions);
+        let pass = Pass { watcher, ..self.pass(pool, positions) };
         let mut x = self.embed(&tokens);
         let mut gates = vec![0.0; tokens.len() * self.experts];
         for (index, layer) in self.layers.iter().enumerate() {
@@ -151,10 +158,8 @@ impl Decoder {
     /// The logits of hidden rows.
     ///
     /// **Shapes**: rows `[rows, hidden]`; the result `[rows, vocab]`.
-    pub fn logits(&self, pool: &Pool, rows: &[f32]) -> Vec<f32> {
-        let mut logits = vec![0.0; rows.len() / self.config.hidden * self.config.vocab];
-        self.head.forward(pool, &mut logits, rows, Output::Replace);
-        logits
+    pub fn logits<'a>(&self, pool: &'a Pool, rows: &[f32]) -> Buffer<'a> {
+        self.head.apply(pool, rows)
     }
 
     fn pass<'p, 'a>(&'a self, pool: &'p Pool, positions: Vec<u32>) -> Pass<'p, 'a> {
@@ -170,6 +175,7 @@ impl Decoder {
             rotary: &self.rotary,
             window_rotary: self.window_rotary.as_ref(),
             positions,
+            watcher: None,
         }
     }
 

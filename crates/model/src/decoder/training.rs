@@ -51,12 +51,37 @@ impl Decoder {
     ///
     /// **Shapes**: the result `[tokens, hidden]`.
     pub fn train_stem(&self, pool: &Pool, batch: &Batch) -> Vec<f32> {
+        self.train_below(pool, batch, self.first_trained())
+    }
+
+    /// The rows that come to layer `layer`.
+    ///
+    /// **Shapes**: the result `[tokens, hidden]`.
+    pub fn train_below(&self, pool: &Pool, batch: &Batch, layer: usize) -> Vec<f32> {
         let pass = self.pass(pool, batch_positions(batch));
         let mut x = self.embed(&batch.tokens);
-        for layer in &self.layers[..self.first_trained()] {
+        for layer in &self.layers[..layer] {
             layer.train_forward(&pass, &mut x, &batch.sequences);
         }
         x
+    }
+
+    /// The rest of the forward pass without anything to go back through.
+    ///
+    /// **Shapes**: rows `[tokens, hidden]`, from [`Decoder::train_below`]; the result, after the
+    /// final norm, too.
+    pub fn base_hidden(
+        &self,
+        pool: &Pool,
+        batch: &Batch,
+        mut rows: Vec<f32>,
+        layer: usize,
+    ) -> Vec<f32> {
+        let pass = self.pass(pool, batch_positions(batch));
+        for layer in &self.layers[layer..] {
+            layer.train_forward(&pass, &mut rows, &batch.sequences);
+        }
+        self.final_norm(pool, &rows)
     }
 
     /// The rest of the forward pass over whole sequences, with the one expert that is attached where
@@ -97,8 +122,12 @@ impl Decoder {
         gradients: &mut ExpertWeights,
     ) {
         let first = self.first_trained();
-        let layers = gradients.layers[first..].iter_mut();
-        let trained = layers.map(|gradients| Trained::Expert { gradients, pull });
+        let layers = gradients.layers[first..].iter_mut().enumerate();
+        let trained = layers.map(|(above, gradients)| Trained::Expert {
+            gradients,
+            pull,
+            lowest: above == 0,
+        });
         self.layers_backward(pool, batch, (tape.last, tape.layers), d_hidden, trained);
     }
 
@@ -127,7 +156,7 @@ impl Decoder {
         let trained = layers.map(|gradients| Trained::Whole { gradients, mode });
         let d = self.layers_backward(pool, batch, (tape.last, tape.layers), d_hidden, trained);
         if mode == Output::Replace && !self.config.tied_embeddings {
-            gradients.embedding.fill(0.0);
+            ops::clear(pool, &mut gradients.embedding);
         }
         let (hidden, scale) = (self.config.hidden, self.config.scales.embedding);
         for (&token, d) in batch.tokens.iter().zip(d.chunks_exact(hidden)) {
@@ -137,7 +166,7 @@ impl Decoder {
     }
 
     /// Back through the final norm and the layers that are trained; gives the gradient with respect
-    /// to the stem.
+    /// to the stem, where all weights are.
     fn layers_backward<'a>(
         &self,
         pool: &Pool,
@@ -157,11 +186,16 @@ impl Decoder {
         d
     }
 
-    /// Hidden rows, or gradients with respect to logits, as the output matrix multiplies them.
+    /// Hidden rows as the output matrix multiplies them.
     ///
-    /// **Shapes**: rows `[rows, cols]`.
-    pub fn head_lanes<'a>(&self, pool: &'a Pool, rows: Buffer<'a>, cols: usize) -> Lanes<'a> {
-        self.head.lanes(pool, rows, cols)
+    /// **Shapes**: rows `[rows, hidden]`.
+    pub fn head_lanes<'a>(&self, pool: &'a Pool, rows: Buffer<'a>) -> Lanes<'a> {
+        self.head.lanes(pool, rows, self.config.hidden)
+    }
+
+    /// Memory for gradients with respect to the logits of so many rows.
+    pub fn d_logits<'a>(&self, pool: &'a Pool, rows: usize) -> Lanes<'a> {
+        Lanes::unset(pool, self.head.precision(), rows, self.config.vocab)
     }
 
     /// The logits of hidden rows, to train on.

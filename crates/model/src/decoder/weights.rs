@@ -110,6 +110,11 @@ impl Weights {
         Ok(weights)
     }
 
+    /// See [`kernel::huge_pages`]: for weights that are gone through in each step.
+    pub fn ask_for_huge_pages(&self) {
+        self.parts().for_each(kernel::huge_pages);
+    }
+
     /// How many values there are.
     pub fn parameters(&self) -> usize {
         self.parts().map(<[f32]>::len).sum()
@@ -166,9 +171,8 @@ impl LayerWeights {
     fn zeros(config: &Config, index: usize) -> Self {
         let Config { hidden, heads, head_dim, .. } = *config;
         let zeros = |len: usize| vec![0.0; len];
-        let (experts, width) = config.routed(index).map_or((0, 0), |r| (r.experts, r.width));
-        let sigmoid = config.routed(index).is_some_and(|routing| routing.sigmoid);
-        let common = config.common_width(index);
+        let [router, bias, expert_gate_up, expert_down, gate_up, down] =
+            LayerWeights::feed_forward_lengths(config, index);
         let [query_norm, key_norm] = config.head_norm_lengths();
         let outer = if config.family.outer_norms() { hidden } else { 0 };
         let [query_up, key_value_up] = config.latent.map_or([0, 0], |latent| {
@@ -187,13 +191,30 @@ impl LayerWeights {
             attention_out_norm: zeros(outer),
             feed_forward_norm: zeros(hidden),
             down_norm: zeros(outer),
-            router: zeros(experts * hidden),
-            bias: zeros(if sigmoid { experts } else { 0 }),
-            expert_gate_up: zeros(experts * 2 * width * hidden),
-            expert_down: zeros(experts * hidden * width),
-            gate_up: zeros(2 * common * hidden),
-            down: zeros(hidden * common),
+            router: zeros(router),
+            bias: zeros(bias),
+            expert_gate_up: zeros(expert_gate_up),
+            expert_down: zeros(expert_down),
+            gate_up: zeros(gate_up),
+            down: zeros(down),
         }
+    }
+
+    /// Lengths of what a layer has from `router` on.
+    pub(super) fn feed_forward_lengths(config: &Config, index: usize) -> [usize; 6] {
+        let hidden = config.hidden;
+        let routed = config.routed(index);
+        let (experts, width) = routed.map_or((0, 0), |r| (r.experts, r.width));
+        let bias = if routed.is_some_and(|routing| routing.sigmoid) { experts } else { 0 };
+        let common = config.common_width(index);
+        [
+            experts * hidden,
+            bias,
+            experts * 2 * width * hidden,
+            experts * hidden * width,
+            2 * common * hidden,
+            hidden * common,
+        ]
     }
 
     fn parts(&self) -> [&Vec<f32>; 17] {

@@ -1,6 +1,7 @@
 //! A decoder from weights in f32, and from new ones again: what training a whole model does at each
 //! step.
 
+use kernel::ops;
 use kernel::quant::Format;
 use kernel::{Matrix, Pool, Precision};
 
@@ -58,7 +59,7 @@ impl Decoder {
         let Embedding::Own(matrix) = &mut self.embedding else {
             panic!("the decoder was not made of weights in f32");
         };
-        matrix.bytes.copy_from_slice(bytemuck::cast_slice(&weights.embedding));
+        ops::copy(pool, &mut matrix.bytes, bytemuck::cast_slice(&weights.embedding));
         assert_eq!(self.layers.len(), weights.layers.len(), "layers");
         for (layer, weights) in self.layers.iter_mut().zip(&weights.layers) {
             layer.fill(pool, weights);

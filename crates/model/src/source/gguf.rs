@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use kernel::MappedFile;
@@ -26,6 +27,8 @@ pub(crate) struct Gguf {
     pub(crate) path: PathBuf,
     file: MappedFile,
     metadata: HashMap<String, Value>,
+    /// Where each key and its value stand, in the order of the file.
+    entries: Vec<(String, Range<usize>)>,
     tensors: HashMap<String, Tensor>,
     data: usize,
 }
@@ -64,6 +67,7 @@ impl Gguf {
         let mut cursor = Cursor::new(path, &file);
         let (tensor_count, key_count) = read_header(&mut cursor)?;
         let mut metadata = HashMap::new();
+        let mut entries = vec![];
         for _ in 0..key_count {
             let at = cursor.at();
             let key = cursor.text("the length of a key", MAX_NAME)?;
@@ -72,6 +76,7 @@ impl Gguf {
             if metadata.contains_key(&key) {
                 return Err(cursor.malformed_at(at, format!("the key {key:?} stands twice")));
             }
+            entries.push((key.clone(), at..cursor.at()));
             metadata.insert(key, value);
         }
         let mut tensors = HashMap::new();
@@ -85,7 +90,7 @@ impl Gguf {
         }
         let alignment = alignment(path, metadata.get(ALIGNMENT))?;
         let data = cursor.at().next_multiple_of(alignment);
-        let mut gguf = Gguf { path: path.into(), file, metadata, tensors, data };
+        let mut gguf = Gguf { path: path.into(), file, metadata, entries, tensors, data };
         gguf.check_offsets(alignment)?;
         Ok(gguf)
     }
@@ -142,6 +147,19 @@ impl Gguf {
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensors' names in the order of their bytes.
+    pub(crate) fn names_in_order(&self) -> Vec<&str> {
+        let mut names: Vec<(usize, &str)> =
+            self.tensors.iter().map(|(name, tensor)| (tensor.offset, name.as_str())).collect();
+        names.sort_unstable();
+        names.into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// Each key of the metadata with its bytes, from the key's length on, in the file's order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.entries.iter().map(|(key, range)| (key.as_str(), &self.file[range.clone()]))
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Result<&Tensor, Error> {
@@ -269,7 +287,7 @@ fn read_tensor(cursor: &mut Cursor) -> Result<(String, Tensor), Error> {
     let Some(format) = format_of(id) else {
         return Err(problem(format!(
             "stored as {}, which is not supported; supported are f32, f16, bf16, q8_0, q4_0, q4_1, \
-             q5_0, q5_1, q4_k, q5_k and q6_k",
+             q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs and mxfp4",
             unsupported_name(id)
         )));
     };
@@ -295,7 +313,7 @@ fn alignment(path: &Path, value: Option<&Value>) -> Result<usize, Error> {
     })
 }
 
-const TYPE_IDS: [(u32, Format); 11] = [
+const TYPE_IDS: [(u32, Format); 16] = [
     (0, Format::F32),
     (1, Format::F16),
     (2, Format::Q4_0),
@@ -303,10 +321,15 @@ const TYPE_IDS: [(u32, Format); 11] = [
     (6, Format::Q5_0),
     (7, Format::Q5_1),
     (8, Format::Q8_0),
+    (10, Format::Q2_K),
+    (11, Format::Q3_K),
     (12, Format::Q4_K),
     (13, Format::Q5_K),
     (14, Format::Q6_K),
+    (20, Format::IQ4_NL),
+    (23, Format::IQ4_XS),
     (30, Format::Bf16),
+    (39, Format::MXFP4),
 ];
 
 fn format_of(id: u32) -> Option<Format> {
@@ -321,21 +344,16 @@ pub(crate) fn type_id(format: Format) -> u32 {
 
 fn unsupported_name(id: u32) -> String {
     let name = match id {
-        10 => "q2_k",
-        11 => "q3_k",
         15 => "q8_k",
         16 => "iq2_xxs",
         17 => "iq2_xs",
         18 => "iq3_xxs",
         19 => "iq1_s",
-        20 => "iq4_nl",
         21 => "iq3_s",
         22 => "iq2_s",
-        23 => "iq4_xs",
         29 => "iq1_m",
         34 => "tq1_0",
         35 => "tq2_0",
-        39 => "mxfp4",
         _ => return format!("type {id}"),
     };
     name.into()

@@ -116,6 +116,14 @@ impl Source {
         }
     }
 
+    /// The file that all is in, of a model that is one GGUF file.
+    pub fn gguf_file(&self) -> Option<&Path> {
+        match self {
+            Source::SafeTensors(_) => None,
+            Source::Gguf(model) => Some(&model.file.path),
+        }
+    }
+
     /// The error that says why a sound model cannot be used.
     pub(crate) fn refuse(&self, problem: &str) -> Error {
         let path = match self {

@@ -4,97 +4,14 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::Tokenizer;
+use super::split::Split;
+use super::{Tokenizer, pieces};
 use crate::Error;
 use crate::source::gguf::Gguf;
 
-const LLAMA3: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-const QWEN2: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-
-/// How text is cut into the words within which tokens are merged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Split {
-    Gpt2,
-    /// GPT-2's, with every digit on its own.
-    Digits,
-    Llama3,
-    Qwen2,
-}
-
-impl Split {
-    /// By the value of `tokenizer.ggml.pre`. Source: llama.cpp `llama-vocab.cpp`.
-    fn named(name: &str) -> Option<Split> {
-        Some(match name {
-            "default" | "gpt-2" | "phi-2" | "mpt" | "olmo" | "jina-es" | "jina-de" => Split::Gpt2,
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone"
-            | "minerva-7b" => Split::Digits,
-            "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => Split::Llama3,
-            "qwen2" | "deepseek-r1-qwen" => Split::Qwen2,
-            _ => return None,
-        })
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Split::Gpt2 => "gpt-2",
-            Split::Digits => "smollm",
-            Split::Llama3 => "llama-bpe",
-            Split::Qwen2 => "qwen2",
-        }
-    }
-
-    /// As `tokenizer.json` says it.
-    fn pre_tokenizer(self) -> Value {
-        let bytes = |use_regex: bool| {
-            json!({
-                "type": "ByteLevel",
-                "add_prefix_space": false,
-                "trim_offsets": true,
-                "use_regex": use_regex,
-            })
-        };
-        let first = match self {
-            Split::Gpt2 => return bytes(true),
-            Split::Digits => json!({ "type": "Digits", "individual_digits": true }),
-            Split::Llama3 | Split::Qwen2 => json!({
-                "type": "Split",
-                "pattern": { "Regex": if self == Split::Llama3 { LLAMA3 } else { QWEN2 } },
-                "behavior": "Isolated",
-                "invert": false,
-            }),
-        };
-        let second = bytes(self == Split::Digits);
-        json!({ "type": "Sequence", "pretokenizers": [first, second] })
-    }
-
-    /// The inverse of [`Split::pre_tokenizer`].
-    fn of(pre_tokenizer: &Value) -> Option<Split> {
-        let mut found = pre_tokenizer.clone();
-        settle(&mut found);
-        let same = |split: &Split| split.pre_tokenizer() == found;
-        [Split::Gpt2, Split::Digits, Split::Llama3, Split::Qwen2].into_iter().find(same)
-    }
-}
-
-/// Spells one way what `tokenizer.json` files spell several ways.
-fn settle(value: &mut Value) {
-    match value {
-        Value::Array(list) => list.iter_mut().for_each(settle),
-        Value::Object(object) => {
-            if object.get("type").is_some_and(|t| t == "ByteLevel") {
-                // Offsets are not used here, and GPT-2's pattern is the default.
-                object.insert("trim_offsets".into(), true.into());
-                object.entry("use_regex").or_insert(true.into());
-            }
-            object.values_mut().for_each(settle);
-        }
-        _ => {}
-    }
-}
-
-const CONTROL: i64 = 3;
+pub(super) const CONTROL: i64 = 3;
 pub(super) const USER_DEFINED: i64 = 4;
-const UNKNOWN: i64 = 2;
+pub(super) const UNKNOWN: i64 = 2;
 pub(super) const NORMAL: i64 = 1;
 const UNUSED: i64 = 5;
 pub(super) const BYTE: i64 = 6;
@@ -106,7 +23,7 @@ pub(super) const BYTE: i64 = 6;
 pub(crate) fn from_gguf(file: &Gguf) -> Result<Tokenizer, Error> {
     match file.text("tokenizer.ggml.model")? {
         "gpt2" => {}
-        "llama" => return super::pieces::from_gguf(file),
+        "llama" => return pieces::from_gguf(file),
         _ => {
             let expected = "supported are byte-level BPE (\"gpt2\") and SentencePiece (\"llama\"); \
                             use the model's Hugging Face folder";
@@ -118,7 +35,8 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Tokenizer, Error> {
         None => "default",
     };
     let Some(split) = Split::named(name) else {
-        let expected = "supported are gpt-2, smollm, llama-bpe, qwen2 and those that equal them";
+        let expected = "supported are gpt-2, smollm, llama-bpe, chatglm-bpe, qwen2, deepseek-llm, \
+                        deepseek-coder, deepseek-v3, gpt-4o, tekken and those that equal them";
         return Err(file.wrong("tokenizer.ggml.pre", expected));
     };
     if name == "default" {
@@ -182,7 +100,7 @@ pub(super) fn added_tokens(tokens: &[String], types: &[i64]) -> Vec<Value> {
 }
 
 /// The `tokenizer.json` of a byte-level BPE.
-fn build(split: Split, tokens: &[String], types: &[i64], merges: Vec<Value>) -> Value {
+pub(super) fn build(split: &Split, tokens: &[String], types: &[i64], merges: Vec<Value>) -> Value {
     let vocab: serde_json::Map<String, Value> =
         tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
     json!({
@@ -190,7 +108,7 @@ fn build(split: Split, tokens: &[String], types: &[i64], merges: Vec<Value>) -> 
         "truncation": null,
         "padding": null,
         "added_tokens": added_tokens(tokens, types),
-        "normalizer": if split == Split::Qwen2 { json!({ "type": "NFC" }) } else { Value::Null },
+        "normalizer": if split.composes { json!({ "type": "NFC" }) } else { Value::Null },
         "pre_tokenizer": split.pre_tokenizer(),
         "post_processor": null,
         "decoder": {
@@ -207,8 +125,7 @@ fn build(split: Split, tokens: &[String], types: &[i64], merges: Vec<Value>) -> 
             "end_of_word_suffix": null,
             "fuse_unk": false,
             "byte_fallback": false,
-            // Llama 3 takes a word that is a token as it is, though no merges lead there.
-            "ignore_merges": split == Split::Llama3,
+            "ignore_merges": split.ignore_merges,
             "vocab": vocab,
             "merges": merges,
         },
@@ -217,17 +134,24 @@ fn build(split: Split, tokens: &[String], types: &[i64], merges: Vec<Value>) -> 
 
 /// What a GGUF file says of a tokenizer.
 pub(crate) struct Vocabulary {
-    /// The value of `tokenizer.ggml.pre`.
-    pub(crate) pre: &'static str,
     pub(crate) tokens: Vec<String>,
     pub(crate) types: Vec<i32>,
-    pub(crate) merges: Vec<String>,
+    pub(crate) kind: Kind,
+}
+
+/// How tokens are put together.
+pub(crate) enum Kind {
+    /// Of bytes; `pre` is the value of `tokenizer.ggml.pre`.
+    Bytes { pre: &'static str, merges: Vec<String> },
+    /// As SentencePiece does; `prefix` is whether a space is put before each text.
+    Pieces { scores: Vec<f32>, prefix: bool },
 }
 
 /// The tokenizer as GGUF metadata, with unused tokens up to `size`, the rows of the embedding.
 ///
 /// # Errors
-/// When it is no byte-level BPE with one of the splits that GGUF files can name.
+/// When it is neither a byte-level BPE with one of the splits that GGUF files can name, nor one of
+/// SentencePiece.
 pub(crate) fn vocabulary(tokenizer: &Tokenizer, size: usize) -> Result<Vocabulary, Error> {
     let problem = |problem: &str| {
         tokenizer.problem(format!("{problem}, which cannot be said in a GGUF file"))
@@ -240,9 +164,10 @@ pub(crate) fn vocabulary(tokenizer: &Tokenizer, size: usize) -> Result<Vocabular
     if !bpe {
         return Err(problem("it is no BPE"));
     }
-    let Some(split) = Split::of(&json["pre_tokenizer"]) else {
+    let (split, prefix) = (Split::of(&json), pieces::prefix(&json));
+    if split.is_none() && prefix.is_none() {
         return Err(problem(&format!("its pre-tokenizer is {}", json["pre_tokenizer"])));
-    };
+    }
     if tokenizer.vocab() > size {
         let count = tokenizer.vocab();
         return Err(tokenizer
@@ -257,43 +182,64 @@ pub(crate) fn vocabulary(tokenizer: &Tokenizer, size: usize) -> Result<Vocabular
     for (id, token) in tokenizer.parsing.get_added_tokens_decoder() {
         types[id as usize] = if token.special { CONTROL } else { USER_DEFINED } as i32;
     }
-    let merge = |merge: &Value| match merge {
-        Value::String(merge) => Some(merge.clone()),
-        Value::Array(pair) => {
-            Some(format!("{} {}", pair.first()?.as_str()?, pair.get(1)?.as_str()?))
-        }
-        _ => None,
-    };
-    let merges: Option<Vec<String>> =
-        model["merges"].as_array().and_then(|list| list.iter().map(merge).collect());
+    let merges: Option<Vec<[String; 2]>> =
+        model["merges"].as_array().and_then(|list| list.iter().map(pair).collect());
     let merges = merges.ok_or_else(|| problem("its merges are not pairs of tokens"))?;
-    Ok(Vocabulary { pre: split.name(), tokens, types, merges })
+    let kind = match (split, prefix) {
+        (Some(split), _) => {
+            let merges = merges.iter().map(|[left, right]| format!("{left} {right}")).collect();
+            Kind::Bytes { pre: split.name(), merges }
+        }
+        (None, prefix) => {
+            pieces::mark(&tokens, &mut types, model["unk_token"].as_str());
+            let scores = pieces::scores(&tokens, &merges);
+            Kind::Pieces { scores, prefix: prefix.unwrap_or(true) }
+        }
+    };
+    Ok(Vocabulary { tokens, types, kind })
+}
+
+/// The two tokens of a merge, which files write in one of two ways.
+fn pair(merge: &Value) -> Option<[String; 2]> {
+    match merge {
+        Value::String(merge) => {
+            let (left, right) = merge.split_once(' ')?;
+            Some([left.into(), right.into()])
+        }
+        Value::Array(pair) => Some([pair.first()?.as_str()?.into(), pair.get(1)?.as_str()?.into()]),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
-
     use super::*;
 
+    /// Made by `tests/reference/vocabularies.py`.
+    #[derive(serde::Deserialize)]
+    struct Fixture {
+        tokens: Vec<String>,
+        types: Vec<i64>,
+        merges: Vec<[String; 2]>,
+        texts: Vec<String>,
+        ids: std::collections::BTreeMap<String, Vec<Vec<u32>>>,
+    }
+
     #[test]
-    fn splits_words_as_named() {
-        let cases = [
-            ("gpt-2", "I|'m|Ġ1234|Ġok|ĊĊĠ|Ġx"),
-            ("smollm", "I|'m|Ġ|1|2|3|4|Ġok|ĊĊĠ|Ġx"),
-            ("llama-bpe", "I|'m|Ġ|123|4|Ġok|ĊĊ|Ġ|Ġx"),
-            ("qwen2", "I|'m|Ġ|1|2|3|4|Ġok|ĊĊ|Ġ|Ġx"),
-        ];
-        for (name, expected) in cases {
-            let json = Split::named(name).unwrap().pre_tokenizer();
-            assert_eq!(Split::of(&json).unwrap().name(), name);
-            let splitter: PreTokenizerWrapper = serde_json::from_value(json).unwrap();
-            let mut text = PreTokenizedString::from("I'm 1234 ok\n\n  x");
-            splitter.pre_tokenize(&mut text).unwrap();
-            let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
-            let words: Vec<&str> = splits.iter().map(|(word, _, _)| *word).collect();
-            assert_eq!(words.join("|"), expected, "{name}");
+    fn texts_are_split_as_by_llama_cpp() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let file = std::fs::read(path.join("tests/fixtures/splits.json")).unwrap();
+        let found: Fixture = serde_json::from_slice(&file).unwrap();
+        for (name, expected) in &found.ids {
+            let split = Split::named(name).unwrap();
+            let merges = found.merges.iter().map(|merge| json!(merge)).collect();
+            let json = build(split, &found.tokens, &found.types, merges).to_string();
+            let tokenizer = Tokenizer::from_json(path, json).unwrap();
+            for (text, ids) in found.texts.iter().zip(expected) {
+                assert_eq!(&tokenizer.encode_plain(text).unwrap(), ids, "{name} {text:?}");
+                assert_eq!(&tokenizer.decode(ids), text, "{name}");
+            }
         }
+        assert_eq!(found.ids.len(), 10);
     }
 }

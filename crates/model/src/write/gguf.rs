@@ -13,7 +13,7 @@ use crate::config::ROPE_FACTORS;
 use crate::source::gguf::{DEFAULT_ALIGNMENT, type_id};
 use crate::source::names::{self, Stored};
 use crate::{Error, Scaling, TensorInfo};
-use metadata::Bytes;
+pub(super) use metadata::{Bytes, Metadata};
 
 impl Export<'_> {
     /// Writes one GGUF file with weights, tokenizer and template, which llama.cpp and programs
@@ -44,8 +44,7 @@ impl Export<'_> {
         header.0.extend_from_slice(b"GGUF");
         header.u32(3);
         header.u64((parts.len() + factors.iter().len()) as u64);
-        header.u64(metadata.count);
-        header.0.extend_from_slice(&metadata.bytes.0);
+        metadata.append_to(&mut header);
         let mut offset = 0;
         let mut enter = |name: &str, shape: &[usize], format: Format, bytes: usize| {
             header.text(name);

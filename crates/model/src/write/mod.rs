@@ -2,6 +2,8 @@
 
 mod gguf;
 mod huggingface;
+mod mix;
+mod quantise;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,6 +13,9 @@ use kernel::Matrix;
 use kernel::quant::Format;
 
 use crate::{ChatTemplate, Config, Error, TensorInfo, Tokenizer};
+
+pub use mix::Mix;
+pub use quantise::{Quantise, StoredTensor};
 
 /// What is written beside the tensors, and in which format these are.
 #[derive(Clone, Copy)]

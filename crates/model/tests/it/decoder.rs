@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use kernel::{Pool, Precision, logits, loss};
+use kernel::loss::{self, Goal};
+use kernel::{Pool, Precision, logits};
 use model::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Input, KvCache, Model, Purpose,
 };
@@ -32,7 +33,7 @@ fn log_probs(decoder: &Decoder, pool: &Pool, tokens: &[u32], experts: ExpertSet)
         let sum = logits::log_sum_exp(row);
         row.iter_mut().for_each(|logit| *logit -= sum);
     }
-    logits
+    logits.to_vec()
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -96,13 +97,24 @@ fn gemma3_agrees_with_transformers() {
 }
 
 #[test]
+fn formats_of_few_bits_agree_with_transformers() {
+    check_log_probs("low_bits");
+    check_generation("low_bits");
+}
+
+#[test]
 fn generation_keeps_the_stored_weights_and_rounds_only_activations() {
-    let (exact, fast) = (load("gemma3", Purpose::Inference), load("gemma3", Purpose::Generation));
+    check_generation("gemma3");
+}
+
+fn check_generation(folder: &str) {
+    let (exact, fast) = (load(folder, Purpose::Inference), load(folder, Purpose::Generation));
     // The embedding is the output matrix, whose tiles fill up to whole ones; the norms are apart.
-    let file = std::fs::metadata(fixture("gemma3").join("gemma3.gguf")).unwrap().len() as usize;
+    let file = fixture(folder).join(folder).with_extension("gguf");
+    let file = std::fs::metadata(file).unwrap().len() as usize;
     assert!(fast.decoder.bytes() < file, "{} bytes of {file}", fast.decoder.bytes());
     assert_eq!(fast.decoder.product_name(), kernel::quant::Isa::best().name());
-    let bytes = std::fs::read(fixture("gemma3").join("expected.safetensors")).unwrap();
+    let bytes = std::fs::read(fixture(folder).join("expected.safetensors")).unwrap();
     let tokens = tokens(&SafeTensors::deserialize(&bytes).unwrap());
     let pool = Pool::new(2);
     let expected = log_probs(&exact.decoder, &pool, &tokens, ExpertSet::NONE);
@@ -204,7 +216,7 @@ fn generation_names_the_tokens_of_the_exact_run() {
             .map(|(decoder, cache)| {
                 let input = Input { tokens: &tokens[from..], cache, experts: ExpertSet::NONE };
                 let rows = decoder.forward(&pool, &mut [input]).rows;
-                decoder.logits(&pool, &rows[rows.len() - decoder.config().hidden..])
+                decoder.logits(&pool, &rows[rows.len() - decoder.config().hidden..]).to_vec()
             })
             .collect();
         let best =
@@ -347,18 +359,19 @@ fn loss_and_gradients(
     let (count, hidden) = (tokens.len() - 1, decoder.config().hidden);
     let mut rows = pool.buffer(count * hidden);
     rows.copy_from_slice(&tape.hidden[..count * hidden]);
-    let mut logits = decoder.train_logits(&pool, &decoder.head_lanes(&pool, rows, hidden));
-    let each = vec![1.0 / count as f32; count];
-    let mut losses = vec![0.0; count];
-    loss::cross_entropy(&pool, &mut logits, &tokens[1..], Some(&each), &mut losses);
-    let d_logits = decoder.head_lanes(&pool, logits, decoder.config().vocab);
+    let mut logits = decoder.train_logits(&pool, &decoder.head_lanes(&pool, rows));
+    let each = 1.0 / count as f32;
+    let goal = |&next| Goal { target: Some((next, each)), reference: None };
+    let goals: Vec<Goal> = tokens[1..].iter().map(goal).collect();
+    let mut d_logits = decoder.d_logits(&pool, count);
+    let losses = loss::losses(&pool, (&mut d_logits, 0), &mut logits, &mut [], &goals);
     let mut d_hidden = decoder.logits_backward(&pool, &d_logits).to_vec();
     d_hidden.resize(tokens.len() * hidden, 0.0);
     let mut gradients = weights.clone();
     gradients.tensors_mut().for_each(|values| values.fill(0.0));
     let pull = vec![0.0; tokens.len()];
     decoder.train_backward(&pool, &batch, tape, &d_hidden, &pull, &mut gradients);
-    (losses.iter().sum::<f32>() / count as f32, gradients)
+    (losses.iter().map(|loss| loss.cross_entropy * each).sum(), gradients)
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod config;
 mod decoder;
 mod gguf;
 mod hostile;
+mod quantise;
 mod safetensors;
 mod template;
 mod tokenizer;

@@ -1,6 +1,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use model::{ChatTemplate, Message, Source};
+use serde_json::json;
 
 use crate::fixtures;
 
@@ -104,4 +105,24 @@ fn stops_templates_that_fail_or_do_not_end() {
     insta::assert_snapshot!(messages.join("\n"));
     let long = ChatTemplate::new(&"a".repeat(2 << 20), "", "").unwrap_err();
     assert_eq!(long.to_string(), "chat template: 2097152 bytes long, above the limit of 1048576");
+}
+
+#[test]
+fn templates_get_tools_and_calls() {
+    let source = "{% for tool in tools or [] %}{{ tool | tojson }};{% endfor %}\
+        {% for message in messages %}{{ message.role }}: {{ message.content }}\
+        {% for call in message.tool_calls or [] %}<{{ call.function.arguments | tojson }}>{% endfor %}\
+        {% endfor %}{{ 'quick' if enable_thinking is false }}";
+    let template = ChatTemplate::new(source, "<s>", "</s>").unwrap();
+    assert!(template.uses("tools") && template.uses("enable_thinking"));
+    assert!(!template.uses("tool") && !template.uses("reasoning_effort"));
+    let call = json!({"function": {"name": "look", "arguments": {"at": "V-7"}}});
+    let messages = [json!({"role": "assistant", "content": "", "tool_calls": [call]})];
+    let render = |variables: serde_json::Value| {
+        let variables = variables.as_object().unwrap().clone();
+        template.render_values(&messages, &variables, true).unwrap()
+    };
+    assert_eq!(render(json!({})), "assistant: <{\"at\": \"V-7\"}>");
+    let tools = json!({"tools": [{"name": "look"}], "enable_thinking": false});
+    assert_eq!(render(tools), "{\"name\": \"look\"};assistant: <{\"at\": \"V-7\"}>quick");
 }

@@ -1,6 +1,7 @@
 //! Gradients of all weights against those of transformers; see `../reference/gradients.py`.
 
-use kernel::{Output, Pool, Precision, loss};
+use kernel::loss::{self, Goal};
+use kernel::{Output, Pool, Precision};
 use model::{Batch, Decoder, Purpose, Source, TensorInfo, Weights};
 use safetensors::SafeTensors;
 
@@ -29,25 +30,24 @@ fn run(
     mode: Output,
 ) -> (f32, Vec<u32>) {
     let tape = decoder.train_forward(pool, batch, decoder.train_stem(pool, batch));
-    let (hidden, vocab) = (decoder.config().hidden, decoder.config().vocab);
     let mut rows = pool.buffer(tape.hidden.len());
     rows.copy_from_slice(&tape.hidden);
-    let x = decoder.head_lanes(pool, rows, hidden);
+    let x = decoder.head_lanes(pool, rows);
     let mut logits = decoder.train_logits(pool, &x);
-    let mut targets = batch.tokens[1..].to_vec();
-    targets.push(0);
     let labels = batch.tokens.len() - batch.sequences.len();
-    let mut weights = vec![1.0 / labels as f32; targets.len()];
+    let weight = 1.0 / labels as f32;
+    let goal = |&next| Goal { target: Some((next, weight)), reference: None };
+    let mut goals: Vec<Goal> = batch.tokens[1..].iter().map(goal).collect();
+    goals.push(Goal::default());
     // Nothing is predicted after a sequence's last token.
-    batch.sequences.iter().for_each(|sequence| weights[sequence.end - 1] = 0.0);
-    let mut losses = vec![0.0; targets.len()];
-    loss::cross_entropy(pool, &mut logits, &targets, Some(&weights), &mut losses);
-    let d_logits = decoder.head_lanes(pool, logits, vocab);
+    batch.sequences.iter().for_each(|sequence| goals[sequence.end - 1] = Goal::default());
+    let mut d_logits = decoder.d_logits(pool, goals.len());
+    let losses = loss::losses(pool, (&mut d_logits, 0), &mut logits, &mut [], &goals);
     let d_hidden = decoder.logits_backward(pool, &d_logits);
     decoder.head_gradient(pool, gradients, &d_logits, &x, mode);
     let loads = tape.loads().flatten().map(|load| load as u32).collect();
     decoder.train_backward_whole(pool, batch, tape, &d_hidden, gradients, mode);
-    (losses.iter().zip(&weights).map(|(l, w)| l * w).sum(), loads)
+    (losses.iter().map(|loss| loss.cross_entropy * weight).sum(), loads)
 }
 
 fn norm(values: &[f32]) -> f32 {

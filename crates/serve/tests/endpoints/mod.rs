@@ -115,7 +115,7 @@ async fn wrong_messages_are_named_in_their_form() {
         ("", message(json!({}))),
         ("secret-plant", message(json!({"max_tokens": 0}))),
         ("secret-plant", message(json!({"max_tokens": null}))),
-        ("secret-plant", message(json!({"tools": [{"name": "x"}]}))),
+        ("secret-plant", message(json!({"tools": [{"type": "web_search", "name": "x"}]}))),
         ("secret-plant", message(json!({"thinking": {"type": "enabled"}}))),
         ("secret-plant", message(json!({"messages": [{"role": "system", "content": "x"}]}))),
         ("secret-plant", message(json!({"n": 2}))),

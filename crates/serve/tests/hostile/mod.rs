@@ -17,8 +17,44 @@ fn bodies() {
     });
     let chats = chat(sampling);
     let texts = text(json!({"prompt": ["Is the pump on?", "Stop"], "echo": true, "logprobs": 2}));
+    let parameters = json!({
+        "type": "object", "required": ["on"], "$defs": {"n": {"type": "integer", "minimum": 3}},
+        "properties": {
+            "on": {"type": "boolean"}, "name": {"type": "string", "pattern": "^[a-c]{1,3}$"},
+            "at": {"$ref": "#/$defs/n"}, "list": {"type": "array", "items": {"enum": ["a", 1, null]}},
+        },
+    });
+    let function = json!({"name": "look", "description": "Looks.", "parameters": parameters});
+    let calls = chat(json!({
+        "tools": [{"type": "function", "function": function}], "tool_choice": "required",
+        "parallel_tool_calls": false,
+        "messages": [
+            {"role": "user", "content": "On?"},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{\"on\": true}"}},
+            ]},
+            {"role": "tool", "tool_call_id": "a", "content": "on"},
+        ],
+    }));
+    let schema = json!({"name": "x", "strict": true, "schema": parameters});
+    let forms = chat(json!({"response_format": {"type": "json_schema", "json_schema": schema}}));
+    let guided = text(
+        json!({"guided_grammar": "start: a (\",\" a)*\na: /[a-z]{1,3}/ | %json {\"type\": \"null\"}"}),
+    );
+    let blocks = json!({
+        "model": "tiny", "max_tokens": 3, "tool_choice": {"type": "auto"},
+        "tools": [{"name": "look", "input_schema": parameters}],
+        "messages": [
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "look", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "on"}]},
+        ],
+    });
     let bodies = [
         (CHAT, chats),
+        (CHAT, calls),
+        (CHAT, forms),
+        (TEXT, guided),
+        ("/v1/messages", blocks),
         (TEXT, texts),
         ("/v1/responses", json!({"model": "tiny", "input": "On?", "max_output_tokens": 3})),
         (

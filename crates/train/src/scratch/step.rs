@@ -11,7 +11,8 @@ use super::initial::initial;
 use super::update;
 use crate::Sample;
 use crate::checkpoint::State;
-use crate::head::{Head, Label, labels};
+use crate::head::{Head, Label, RowGoal, labels};
+use crate::schedule::runs;
 
 /// A model in training.
 pub struct Trainer {
@@ -50,9 +51,14 @@ impl Trainer {
         state: State<Weights>,
     ) -> Self {
         let purpose = Purpose::WholeTraining;
+        let gradients = Weights::zeros(config);
+        // All of them are gone through in each step.
+        for weights in [&state.weights, &state.mean, &state.square, &gradients] {
+            weights.ask_for_huge_pages();
+        }
         Trainer {
             decoder: Decoder::of_weights(pool, config, precision, purpose, &state.weights),
-            gradients: Weights::zeros(config),
+            gradients,
             config: config.clone(),
             options: options.clone(),
             state,
@@ -61,6 +67,7 @@ impl Trainer {
 
     /// Replaces the weights, of a model of the same configuration.
     pub fn set_weights(&mut self, pool: &Pool, weights: Weights) {
+        weights.ask_for_huge_pages();
         self.decoder.fill(pool, &weights);
         self.state.weights = weights;
     }
@@ -72,7 +79,8 @@ impl Trainer {
     /// Forward, backward and update on some samples. If a figure is not finite the weights stay.
     pub fn step(&mut self, pool: &Pool, samples: &[&Sample], learning_rate: f32) -> Figures {
         let starts = |range: &Range<usize>| labels_of(&samples[range.clone()]);
-        let parts = micro_batches(samples, self.options.micro_batch_tokens);
+        let lengths: Vec<usize> = samples.iter().map(|sample| sample.tokens.len()).collect();
+        let parts = runs(&lengths, self.options.micro_batch_tokens);
         let total: f32 = parts.iter().flat_map(starts).map(|label| label.weight).sum();
         let mut loss = 0.0;
         let mut loads = Loads::default();
@@ -83,9 +91,17 @@ impl Trainer {
             let stem = self.decoder.train_stem(pool, &batch);
             let tape = self.decoder.train_forward(pool, &batch, stem);
             loads.add(tape.loads());
-            let mut head = Head::new(pool, &self.decoder, &tape.hidden);
-            loss += head.cross_entropy(&labels, total, Some((&mut self.gradients, mode)));
-            let d_hidden = head.d_hidden;
+            let goal = |label: &Label| RowGoal {
+                row: label.row,
+                target: Some((label.target, label.weight / total)),
+                base: None,
+            };
+            let goals: Vec<RowGoal> = labels.iter().map(goal).collect();
+            let head = Head::new(pool, &self.decoder, &tape.hidden);
+            let (losses, d_hidden) = head.losses(&goals, Some((&mut self.gradients, mode)));
+            let each = losses.iter().zip(&labels);
+            loss +=
+                each.map(|(loss, label)| loss.cross_entropy * label.weight / total).sum::<f32>();
             let gradients = &mut self.gradients;
             self.decoder.train_backward_whole(pool, &batch, tape, &d_hidden, gradients, mode);
             mode = Output::Add;
@@ -113,19 +129,4 @@ fn labels_of(samples: &[&Sample]) -> Vec<Label> {
         start += sample.tokens.len();
     }
     all
-}
-
-/// Runs of samples of at most `tokens` tokens each, where no sample is longer.
-fn micro_batches(samples: &[&Sample], tokens: usize) -> Vec<Range<usize>> {
-    let mut parts = Vec::new();
-    let (mut start, mut sum) = (0, 0);
-    for (index, sample) in samples.iter().enumerate() {
-        if sum + sample.tokens.len() > tokens && index > start {
-            parts.push(start..index);
-            (start, sum) = (index, 0);
-        }
-        sum += sample.tokens.len();
-    }
-    parts.push(start..samples.len());
-    parts
 }

@@ -3,6 +3,7 @@
 
 mod bandwidth;
 mod decode;
+mod expert;
 mod gemm;
 mod grouped;
 mod prefill;
@@ -34,7 +35,9 @@ enum What {
     Grouped(grouped::Args),
     /// Steps of training a whole model, against the peak of multiply-adds
     Train(train::Args),
-    /// The same step on all threads, against one
+    /// Steps of training a department's expert, against the peak of multiply-adds
+    Expert(expert::Args),
+    /// A step of training a whole model on all threads, against one
     Threads(train::ThreadsArgs),
 }
 
@@ -46,6 +49,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         What::Gemm(args) => gemm::run(args, setup),
         What::Grouped(args) => grouped::run(args, setup),
         What::Train(args) => train::run(args, setup),
+        What::Expert(args) => expert::run(args, setup),
         What::Threads(args) => train::threads(args, setup),
     }
 }

@@ -210,5 +210,5 @@ fn options() -> Options {
 }
 
 fn sample(tokens: Vec<u32>) -> Sample {
-    Sample { weights: vec![1.0; tokens.len()], tokens, softened: false }
+    Sample { weights: vec![1.0; tokens.len()], tokens, softened: false, passes: 1 }
 }

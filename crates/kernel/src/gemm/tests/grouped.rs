@@ -169,6 +169,22 @@ fn threads_do_not_change_a_bit() {
 }
 
 #[test]
+fn weights_packed_where_they_are_used_give_the_same_bits() {
+    let case = Case::new(6, 3, 700, 64, 96);
+    let pool = Pool::new(2);
+    let routes = Routes::new(case.experts, case.top_k, &case.chosen, &case.gates);
+    for precision in [Precision::F32, Precision::best()] {
+        let [trained, ..] = case.run(2, precision);
+        let mut laid_out = Experts::new(precision, case.experts, case.hidden, case.width, false);
+        laid_out.fill(&pool, &case.gate_up, &case.down);
+        let x = Lanes::new(&pool, precision, &case.x, case.hidden);
+        let mut y = vec![0.0; case.x.len()];
+        laid_out.forward(&pool, &mut y, &x, &routes);
+        assert!(y == trained, "{precision:?}");
+    }
+}
+
+#[test]
 fn dense_routes_are_those_of_one_expert() {
     let routes = Routes::dense(5);
     let same = Routes::new(1, 1, &[0; 5], &[1.0; 5]);

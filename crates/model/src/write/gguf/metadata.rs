@@ -55,11 +55,24 @@ impl Export<'_> {
 
     fn tokenizer_metadata(&self, data: &mut Metadata) -> Result<(), Error> {
         let vocabulary = tokenizer::vocabulary(self.tokenizer, self.config.vocab)?;
-        data.text("tokenizer.ggml.model", "gpt2");
-        data.text("tokenizer.ggml.pre", vocabulary.pre);
+        let (model, pre) = match &vocabulary.kind {
+            tokenizer::Kind::Bytes { pre, .. } => ("gpt2", *pre),
+            tokenizer::Kind::Pieces { .. } => ("llama", "default"),
+        };
+        data.text("tokenizer.ggml.model", model);
+        data.text("tokenizer.ggml.pre", pre);
         data.texts("tokenizer.ggml.tokens", &vocabulary.tokens);
         data.i32s("tokenizer.ggml.token_type", &vocabulary.types);
-        data.texts("tokenizer.ggml.merges", &vocabulary.merges);
+        let prefix = match &vocabulary.kind {
+            tokenizer::Kind::Bytes { merges, .. } => {
+                data.texts("tokenizer.ggml.merges", merges);
+                false
+            }
+            tokenizer::Kind::Pieces { scores, prefix } => {
+                data.f32s("tokenizer.ggml.scores", scores);
+                *prefix
+            }
+        };
         if let Some(id) = self.config.bos {
             data.u32("tokenizer.ggml.bos_token_id", id);
         }
@@ -69,7 +82,7 @@ impl Export<'_> {
         }
         // The template writes what stands at the beginning.
         data.bool("tokenizer.ggml.add_bos_token", false);
-        data.bool("tokenizer.ggml.add_space_prefix", false);
+        data.bool("tokenizer.ggml.add_space_prefix", prefix);
         data.text("tokenizer.chat_template", self.template.source());
         Ok(())
     }
@@ -186,12 +199,24 @@ fn file_type(format: Format) -> u32 {
 }
 
 #[derive(Default)]
-pub(super) struct Metadata {
-    pub(super) count: u64,
-    pub(super) bytes: Bytes,
+pub(in crate::write) struct Metadata {
+    count: u64,
+    bytes: Bytes,
 }
 
 impl Metadata {
+    /// Their number, then the keys with their values.
+    pub(in crate::write) fn append_to(&self, header: &mut Bytes) {
+        header.u64(self.count);
+        header.0.extend_from_slice(&self.bytes.0);
+    }
+
+    /// A key with its value as another file has them.
+    pub(in crate::write) fn copy(&mut self, entry: &[u8]) {
+        self.count += 1;
+        self.bytes.0.extend_from_slice(entry);
+    }
+
     fn key(&mut self, key: &str, kind: u32) -> &mut Bytes {
         self.count += 1;
         self.bytes.text(key);
@@ -199,7 +224,7 @@ impl Metadata {
         &mut self.bytes
     }
 
-    pub(super) fn u32(&mut self, key: &str, value: u32) {
+    pub(in crate::write) fn u32(&mut self, key: &str, value: u32) {
         self.key(key, 4).u32(value);
     }
 
@@ -211,7 +236,7 @@ impl Metadata {
         self.key(key, 7).0.push(u8::from(value));
     }
 
-    pub(super) fn text(&mut self, key: &str, value: &str) {
+    fn text(&mut self, key: &str, value: &str) {
         self.key(key, 8).text(value);
     }
 
@@ -220,6 +245,13 @@ impl Metadata {
         bytes.u32(8);
         bytes.u64(values.len() as u64);
         values.iter().for_each(|value| bytes.text(value));
+    }
+
+    fn f32s(&mut self, key: &str, values: &[f32]) {
+        let bytes = self.key(key, 9);
+        bytes.u32(6);
+        bytes.u64(values.len() as u64);
+        values.iter().for_each(|value| bytes.0.extend_from_slice(&value.to_le_bytes()));
     }
 
     fn i32s(&mut self, key: &str, values: &[i32]) {
@@ -231,23 +263,23 @@ impl Metadata {
 }
 
 #[derive(Default)]
-pub(super) struct Bytes(pub(super) Vec<u8>);
+pub(in crate::write) struct Bytes(pub(in crate::write) Vec<u8>);
 
 impl Bytes {
-    pub(super) fn u32(&mut self, value: u32) {
+    pub(in crate::write) fn u32(&mut self, value: u32) {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    pub(super) fn u64(&mut self, value: u64) {
+    pub(in crate::write) fn u64(&mut self, value: u64) {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    pub(super) fn text(&mut self, value: &str) {
+    pub(in crate::write) fn text(&mut self, value: &str) {
         self.u64(value.len() as u64);
         self.0.extend_from_slice(value.as_bytes());
     }
 
-    pub(super) fn pad(&mut self) {
+    pub(in crate::write) fn pad(&mut self) {
         self.0.resize(self.0.len().next_multiple_of(DEFAULT_ALIGNMENT), 0);
     }
 }

@@ -1,0 +1,257 @@
+//! The memory that training a whole model takes, reckoned before it begins.
+//!
+//! **Units**: bytes.
+
+use kernel::Precision;
+use model::{Config, HeadNorms};
+
+use super::Options;
+use crate::{Error, Optimizer};
+
+/// What memory goes for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ledger {
+    /// What the process holds before: documents, samples, the tokenizer.
+    pub held: u64,
+    /// Weights, gradients and the optimiser's two running means, in f32.
+    pub states: u64,
+    /// The weights as products read them, forward and backward.
+    pub laid_out: u64,
+    /// What the forward pass of a micro-batch keeps for the backward pass.
+    pub activations: u64,
+    /// What lives for a moment: a layer's backward pass, the output layer, the optimiser.
+    pub passing: u64,
+}
+
+/// Rows whose logits exist at a time; see `head`.
+const LOGIT_ROWS: u64 = 256;
+/// Columns of a panel, to which the laid out weights are filled up.
+const PANEL: u64 = 64;
+
+impl Ledger {
+    /// For a model of this shape, micro-batches of as many tokens as the options say, on so many
+    /// threads; `held` is what the process holds already.
+    pub fn predict(
+        config: &Config,
+        options: &Options,
+        precision: Precision,
+        threads: usize,
+        held: u64,
+    ) -> Ledger {
+        let sizes = Sizes::of(config, options, precision);
+        let tokens = sizes.tokens;
+        let activations = config.layers as u64 * sizes.layer() + 12 * tokens * sizes.hidden;
+        let passing = sizes.backward().max(sizes.output()).max(sizes.optimizer(options, threads));
+        Ledger {
+            held,
+            states: 16 * parameters(config),
+            laid_out: sizes.laid_out(config),
+            // Buffers come in eight sizes for each power of two.
+            activations: activations + activations / 16,
+            passing: passing + passing / 16,
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.held + self.states + self.laid_out + self.activations + self.passing
+    }
+
+    /// # Errors
+    /// [`Error::Memory`] if it is more than `limit`, with what to change.
+    pub fn check(&self, limit: u64) -> Result<(), Error> {
+        if self.total() <= limit {
+            return Ok(());
+        }
+        let over = self.total() - limit;
+        let change = if over < self.activations.max(self.passing) * 3 / 4 {
+            "lower micro_batch_tokens in [scratch]: the step stays the same, computed in more parts"
+        } else {
+            "make the model smaller (hidden, layers, experts, vocab in [scratch]), \
+             or raise memory_mb if there is more memory"
+        };
+        Err(Error::Memory { ledger: self.to_string(), limit: limit >> 20, change })
+    }
+}
+
+impl std::fmt::Display for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mb = |bytes: u64| bytes >> 20;
+        write!(
+            f,
+            "{} MiB: {} held, {} weights and optimiser, {} weights laid out, {} activations, {} for a \
+             moment",
+            mb(self.total()),
+            mb(self.held),
+            mb(self.states),
+            mb(self.laid_out),
+            mb(self.activations),
+            mb(self.passing),
+        )
+    }
+}
+
+fn parameters(config: &Config) -> u64 {
+    config.tensors().iter().map(|info| info.len() as u64).sum()
+}
+
+/// The lengths that buffers have.
+struct Sizes {
+    tokens: u64,
+    hidden: u64,
+    vocab: u64,
+    qkv: u64,
+    attended: u64,
+    heads: u64,
+    width: u64,
+    experts: u64,
+    top_k: u64,
+    expert_width: u64,
+    head_norms: bool,
+    /// Bytes of a value as products read it.
+    lane: u64,
+    /// Whether that takes a copy.
+    copied: u64,
+}
+
+impl Sizes {
+    fn of(config: &Config, options: &Options, precision: Precision) -> Self {
+        let routing = config.routing;
+        let routed = |size: fn(&model::Routing) -> usize| routing.as_ref().map_or(0, size) as u64;
+        let bf16 = precision == Precision::Bf16;
+        Sizes {
+            tokens: options.micro_batch_tokens.min(options.batch_tokens) as u64,
+            hidden: config.hidden as u64,
+            vocab: config.vocab as u64,
+            qkv: ((config.heads + 2 * config.kv_heads) * config.head_dim) as u64,
+            attended: (config.heads * config.head_dim) as u64,
+            heads: config.heads as u64,
+            width: config.intermediate as u64,
+            experts: routed(|routing| routing.experts),
+            top_k: routed(|routing| routing.top_k),
+            expert_width: routed(|routing| routing.width),
+            head_norms: config.head_norms != HeadNorms::None,
+            lane: if bf16 { 2 } else { 4 },
+            copied: if bf16 { 2 } else { 0 },
+        }
+    }
+
+    /// What a layer keeps of its forward pass: see `Stash`.
+    fn layer(&self) -> u64 {
+        let raw = if self.head_norms { 4 * self.qkv } else { 0 };
+        let attention = 8 * self.hidden
+            + self.lane * self.hidden
+            + 4 * self.qkv
+            + raw
+            + 4 * self.attended
+            + 4 * self.heads;
+        let shared = self.lane * (self.hidden + 2 * self.width);
+        let routed = 4 * self.experts + self.top_k * (20 + 2 * self.lane * self.expert_width);
+        self.tokens * (attention + shared + routed)
+    }
+
+    /// What a layer's backward pass needs besides: the gradients of its rows, and the operands of
+    /// the weights' gradients, turned.
+    fn backward(&self) -> u64 {
+        let feed_forward = 4 * self.hidden
+            + self.lane * self.hidden
+            + self.lane * self.width.max(self.top_k * self.expert_width)
+            + 4 * self.experts
+            + self.lane * (self.hidden + 2 * self.width);
+        let attention = 4 * (self.hidden + self.qkv + self.attended)
+            + self.copied * (self.hidden + self.qkv + self.attended)
+            + self.lane * (self.hidden + self.qkv);
+        // Given back buffers stay, of either part in sizes of its own.
+        self.tokens * (feed_forward + attention)
+    }
+
+    fn output(&self) -> u64 {
+        let rows = LOGIT_ROWS.min(self.tokens);
+        rows * (self.vocab * (4 + self.copied + self.lane) + self.hidden * (8 + 2 * self.lane))
+    }
+
+    /// Muon's copies of the matrix that each thread works on.
+    fn optimizer(&self, options: &Options, threads: usize) -> u64 {
+        if options.optimizer != Optimizer::Muon {
+            return 0;
+        }
+        let matrix = |rows: u64, cols: u64| {
+            let small = rows.min(cols);
+            (8 + self.lane) * rows * cols + (8 + self.lane) * small * small
+        };
+        let shapes = [
+            matrix(self.qkv, self.hidden),
+            matrix(self.hidden, self.attended),
+            matrix(2 * self.width, self.hidden),
+            matrix(2 * self.expert_width, self.hidden),
+        ];
+        threads as u64 * shapes.into_iter().max().unwrap_or(0)
+    }
+
+    fn laid_out(&self, config: &Config) -> u64 {
+        let panels = |outputs: u64, inputs: u64| outputs.next_multiple_of(PANEL) * inputs;
+        let both = |outputs, inputs| panels(outputs, inputs) + panels(inputs, outputs);
+        let routed = self.experts
+            * (both(2 * self.expert_width, self.hidden) + both(self.hidden, self.expert_width));
+        let layer = both(self.qkv, self.hidden)
+            + both(self.hidden, self.attended)
+            + both(2 * self.width, self.hidden)
+            + both(self.hidden, self.width)
+            + routed;
+        let router = 4 * both(self.experts, self.hidden);
+        let all = config.layers as u64 * layer + both(self.vocab, self.hidden);
+        self.lane * all + config.layers as u64 * router + 4 * self.vocab * self.hidden
+    }
+}
+
+/// The most memory that this process has held so far, and what it holds now, where the system says
+/// so.
+pub fn held() -> Option<[u64; 2]> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    Some([value(&status, "VmHWM:")?, value(&status, "VmRSS:")?])
+}
+
+/// Memory that the machine can still give, where the system says so.
+pub fn available() -> Option<u64> {
+    value(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
+/// The value of a line such as `VmRSS:   1234 kB`.
+fn value(text: &str, key: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(rest.split_whitespace().next()?.parse::<u64>().ok()? << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(options: &Options) -> Ledger {
+        let config = options.config(1000, None, vec![]);
+        Ledger::predict(&config, options, Precision::Bf16, 2, 100 << 20)
+    }
+
+    #[test]
+    fn a_larger_micro_batch_takes_activations_only() {
+        let small = ledger(&Options { micro_batch_tokens: 1024, ..Options::default() });
+        let large = ledger(&Options { micro_batch_tokens: 4096, ..Options::default() });
+        assert_eq!((small.states, small.laid_out), (large.states, large.laid_out));
+        assert_eq!(4 * small.activations, large.activations);
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_change() {
+        let found = ledger(&Options::default());
+        assert!(found.check(found.total()).is_ok());
+        let message = |limit| found.check(limit).unwrap_err().to_string();
+        let message_near = message(found.total() - found.activations / 2);
+        assert!(message_near.contains("lower micro_batch_tokens"), "{message_near}");
+        let message_far = message(found.states / 2);
+        assert!(message_far.contains("make the model smaller"), "{message_far}");
+    }
+
+    #[test]
+    fn the_system_is_asked_in_kibibytes() {
+        assert_eq!(value("VmPeak:\t 9 kB\nVmRSS:\t  12 kB\n", "VmRSS:"), Some(12 << 10));
+        assert_eq!(value("VmPeak:\t 9 kB\n", "VmRSS:"), None);
+    }
+}
