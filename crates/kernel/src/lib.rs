@@ -23,7 +23,7 @@ mod router;
 pub use arena::Arena;
 pub use bandwidth::Readable;
 pub use buffer::Buffer;
-pub use gate::{Gate, gated};
+pub use gate::{Gate, gated, gated_backward};
 pub use gemm::{
     ExpertGradients, Experts, Kept, Kernel, Lanes, Left, Output, Packed, Routes, matmul,
     matmul_transposed,
@@ -33,7 +33,7 @@ pub use memory::{huge_pages, keep_freed_memory};
 pub use peak::peak;
 pub use pool::Pool;
 pub use quant::Matrix;
-pub use router::{Choice, Router, Scores};
+pub use router::{Choice, Groups, Router, Scores};
 
 /// The type in which matrices are multiplied. Sums are f32 in both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,11 +2,13 @@
 //!
 //! All matrices are row-major; rows are tokens.
 
+mod columns;
 mod norm;
 
 use crate::Pool;
 use crate::cpu::multiversion;
 
+pub use columns::{add_bias, column_sums, scale_columns};
 pub use norm::{
     HeadRows, rms_norm, rms_norm_backward, rms_norm_heads, rms_norm_heads_backward, rms_norm_lanes,
     rms_norm_weight_gradient,
@@ -91,12 +93,14 @@ fn fold(mut lanes: [f32; 16]) -> f32 {
 /// **Source**: Su et al. 2021, arXiv 2104.09864, eq. 34, in the rotate-half layout.
 pub struct Rotary {
     half: usize,
+    head_dim: usize,
     /// `[positions, half]` each.
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-/// The direction to rotate in: backward undoes forward, and is its gradient.
+/// The direction to rotate in: backward is the gradient of forward, and undoes it where the
+/// magnitude is 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rotation {
     Forward,
@@ -104,21 +108,26 @@ pub enum Rotation {
 }
 
 impl Rotary {
-    /// Tables for positions `0..positions`.
-    pub fn new(head_dim: usize, theta: f32, positions: usize) -> Self {
-        let half = head_dim / 2;
+    /// Tables for positions `0..positions`, for heads of `head_dim` values of which the first
+    /// `2 · frequencies.len()` are rotated; these are multiplied by `magnitude`, too.
+    ///
+    /// **Units**: frequencies in radians per token.
+    ///
+    /// # Panics
+    /// If a head has fewer values than are to be rotated.
+    pub fn new(frequencies: &[f32], magnitude: f32, head_dim: usize, positions: usize) -> Self {
+        let half = frequencies.len();
+        assert!(2 * half <= head_dim, "{half} pairs in a head of {head_dim}");
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        // Computed as the reference does: the frequency in f32, the angle in f32.
-        let frequency = |i| 1.0 / theta.powf(2.0 * i as f32 / head_dim as f32);
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
         for position in 0..positions {
-            for frequency in &frequencies {
+            for frequency in frequencies {
+                // Computed as the reference does, in f32.
                 let angle = position as f32 * frequency;
-                cos.push(angle.cos());
-                sin.push(angle.sin());
+                cos.push(angle.cos() * magnitude);
+                sin.push(angle.sin() * magnitude);
             }
         }
-        Rotary { half, cos, sin }
+        Rotary { half, head_dim, cos, sin }
     }
 
     /// Rotates the first `heads` heads of each row in place.
@@ -134,7 +143,7 @@ impl Rotary {
         direction: Rotation,
     ) {
         assert_eq!(x.len(), positions.len() * stride);
-        assert!(heads * self.half * 2 <= stride);
+        assert!(heads * self.head_dim <= stride);
         let rows = task_rows(stride);
         pool.pieces(x, rows * stride, |index, piece| {
             rotate_rows(self, piece, stride, heads, &positions[index * rows..], direction);
@@ -156,8 +165,8 @@ fn rotate_rows(
     for (row, &position) in x.chunks_exact_mut(stride).zip(positions) {
         let at = position as usize * half;
         let (cos, sin) = (&tables.cos[at..at + half], &tables.sin[at..at + half]);
-        for head in row.chunks_exact_mut(2 * half).take(heads) {
-            let (a, b) = head.split_at_mut(half);
+        for head in row.chunks_exact_mut(tables.head_dim).take(heads) {
+            let (a, b) = head[..2 * half].split_at_mut(half);
             for i in 0..half {
                 let (x, y) = (a[i], b[i]);
                 a[i] = x * cos[i] - y * sin[i] * sign;
@@ -420,14 +429,31 @@ mod tests {
     #[test]
     fn rotation_backward_undoes_forward() {
         let pool = Pool::new(1);
-        let rotary = Rotary::new(8, 10_000.0, 50);
+        // Three heads of 8, of which the first 6 are rotated.
+        let rotary = Rotary::new(&[1.0, 0.1, 0.01], 1.0, 8, 50);
         let x = wave(2 * 30, 0.0);
         let mut y = x.clone();
         rotary.rotate(&pool, &mut y, 30, 3, &[7, 49], Rotation::Forward);
         assert_eq!(y[24..30], x[24..30], "values beyond the heads stay");
-        assert_ne!(y[..24], x[..24]);
+        assert_eq!(y[6..8], x[6..8], "values beyond the rotated part stay");
+        assert!(y[..6] != x[..6] && y[16..22] != x[16..22]);
         rotary.rotate(&pool, &mut y, 30, 3, &[7, 49], Rotation::Backward);
         close(&y, &x, 1e-6);
+    }
+
+    #[test]
+    fn a_magnitude_multiplies_what_is_rotated_and_its_gradient() {
+        let pool = Pool::new(1);
+        let rotary = Rotary::new(&[1.0, 0.1], 1.5, 4, 9);
+        let (x, dy) = (wave(4, 0.0), wave(4, 1.0));
+        let mut dx = dy.clone();
+        rotary.rotate(&pool, &mut dx, 4, 1, &[8], Rotation::Backward);
+        let expected = numeric(&x, |x| {
+            let mut y = x.to_vec();
+            rotary.rotate(&pool, &mut y, 4, 1, &[8], Rotation::Forward);
+            weighted(&y, &dy)
+        });
+        close(&dx, &expected, 2e-3);
     }
 
     #[test]

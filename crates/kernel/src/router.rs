@@ -19,6 +19,20 @@ pub struct Router {
     pub normalise: bool,
     /// What all weights are multiplied by.
     pub scale: f32,
+    /// Where given, a token's experts all belong to its best groups.
+    pub groups: Option<Groups>,
+}
+
+/// Experts in groups of equal size, in their order.
+///
+/// **Source**: DeepSeek-AI 2024, arXiv 2405.04434, section 2.2.2 (a group's score is its best
+/// expert's); arXiv 2412.19437, section 2.1.2 (with sigmoid scores, the sum of its best two).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Groups {
+    /// Divides the number of experts.
+    pub count: usize,
+    /// Groups of each token.
+    pub top_k: usize,
 }
 
 /// What an expert's score is, before the best are chosen.
@@ -49,6 +63,10 @@ impl Router {
     pub fn choose(&self, pool: &Pool, logits: &mut [f32], bias: Option<&[f32]>) -> Choice {
         let Router { experts, top_k, .. } = *self;
         assert!((1..=experts).contains(&top_k), "{top_k} of {experts} experts");
+        if let Some(Groups { count, top_k: groups }) = self.groups {
+            assert!(experts.is_multiple_of(count) && (1..=count).contains(&groups));
+            assert!(top_k <= experts / count * groups, "{top_k} experts of {groups} groups");
+        }
         assert!(logits.len().is_multiple_of(experts) && bias.is_none_or(|b| b.len() == experts));
         let chosen = logits.len() / experts * top_k;
         let mut choice = Choice { experts: vec![0; chosen], weights: vec![0.0; chosen] };
@@ -129,6 +147,9 @@ fn choose_rows(
                 keys[expert] += bias[expert];
             }
         }
+        if let Some(groups) = router.groups {
+            hide_groups(&mut keys, groups, router.scores);
+        }
         let (to, weights) =
             (&mut to[row * top_k..][..top_k], &mut weights[row * top_k..][..top_k]);
         let mut sum = 0.0;
@@ -151,6 +172,34 @@ fn choose_rows(
         }
     }
 }
+}
+
+/// Hides the experts of all groups but the best; among equals the first is better.
+fn hide_groups(keys: &mut [f32], groups: Groups, scores: Scores) {
+    let size = keys.len() / groups.count;
+    let score = |keys: &[f32]| {
+        let (mut best, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for &key in keys {
+            if key > best {
+                (best, second) = (key, best);
+            } else if key > second {
+                second = key;
+            }
+        }
+        match scores {
+            Scores::Softmax => best,
+            // A group of one has no second.
+            Scores::Sigmoid => best + if size > 1 { second } else { 0.0 },
+        }
+    };
+    let of: Vec<f32> = keys.chunks_exact(size).map(score).collect();
+    for (group, keys) in keys.chunks_exact_mut(size).enumerate() {
+        let better =
+            |&other: &usize| of[other] > of[group] || (of[other] == of[group] && other < group);
+        if (0..groups.count).filter(better).count() >= groups.top_k {
+            keys.fill(f32::NEG_INFINITY);
+        }
+    }
 }
 
 /// Keeps scores that are all zero from being divided by their sum.
@@ -212,7 +261,7 @@ mod tests {
     const EXPERTS: usize = 7;
 
     fn router(scores: Scores, normalise: bool) -> Router {
-        Router { experts: EXPERTS, top_k: 3, scores, normalise, scale: 1.7 }
+        Router { experts: EXPERTS, top_k: 3, scores, normalise, scale: 1.7, groups: None }
     }
 
     fn wave(len: usize) -> Vec<f32> {
@@ -234,6 +283,21 @@ mod tests {
         let choice = router(Scores::Sigmoid, false).choose(&pool, &mut logits, Some(&bias));
         assert_eq!(choice.experts, [5, 4, 6], "the bias decides who is chosen");
         assert!((choice.weights[0] - 1.7 * sigmoid(0.5)).abs() < 1e-6, "but not the weight");
+    }
+
+    #[test]
+    fn experts_are_of_the_best_groups() {
+        let pool = Pool::new(1);
+        let groups = Some(Groups { count: 3, top_k: 2 });
+        let choose = |scores, logits: [f32; 6]| {
+            let router = Router { experts: 6, groups, ..router(scores, true) };
+            router.choose(&pool, &mut logits.to_vec(), None).experts
+        };
+        // By the best of each: the first group and the last.
+        let logits = [5.0, -9.0, 3.0, 3.5, 4.0, -9.0];
+        assert_eq!(choose(Scores::Softmax, logits), [0, 4, 1]);
+        // By the best two of each, whose sigmoids are near 1: the middle one and the first.
+        assert_eq!(choose(Scores::Sigmoid, logits), [0, 3, 2]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What shape a model has. The decoder reads nothing else.
 
+mod family;
 mod gguf;
 mod huggingface;
+mod rope;
 mod routing;
 mod tensors;
 
@@ -11,30 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-pub(crate) use gguf::{EXPERT_NAMES, from_gguf};
+pub use family::Family;
+pub(crate) use gguf::{EXPERT_NAMES, ROPE_FACTORS, from_gguf};
 pub(crate) use huggingface::{from_huggingface, ids_json};
-pub use routing::Routing;
+pub use rope::{Rope, Scaling, Yarn};
+pub use routing::{Groups, Routing};
 pub use tensors::TensorInfo;
-
-/// Which layout of layers a model has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Family {
-    /// Grouped-query attention and a SwiGLU feed-forward: Llama, SmolLM2, and their like.
-    Llama,
-    /// The same with department experts beside the feed-forward, which is shared by all tokens.
-    GraniteMoeShared,
-    /// Gemma 3's text model: norms before and behind each part, normed queries and keys, GELU, and
-    /// layers that see a window only.
-    Gemma3,
-    /// Llama with routed experts in place of the feed-forward.
-    Mixtral,
-    /// The same, whose experts are stacked in one tensor; in GGUF files.
-    GraniteMoe,
-    /// The same with normed queries and keys.
-    Qwen3Moe,
-    /// The same with sigmoid scores whose balance a bias keeps, and a shared expert.
-    Glm4Moe,
-}
 
 /// The shape of a model, checked: every size is in its limit and they agree with each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,14 +29,23 @@ pub struct Config {
     pub layers: usize,
     pub heads: usize,
     pub kv_heads: usize,
+    /// Of queries and keys, and of values where they are not [latent](Config::latent).
     pub head_dim: usize,
     /// Width of the feed-forward (the shared one, where there are experts; 0 for none).
     pub intermediate: usize,
-    /// Whether each head's queries and keys are normed.
+    /// What is normed of queries and keys.
+    #[serde(default)]
+    pub head_norms: HeadNorms,
+    /// Whether queries, keys and values have a bias.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub head_norms: bool,
+    pub attention_bias: bool,
+    /// Where queries, keys and values come from a few values each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latent: Option<Latent>,
     pub norm_eps: f32,
-    pub rope_theta: f32,
+    pub rope: Rope,
+    #[serde(default)]
+    pub scales: Scales,
     /// Layers that see the newest tokens only, where there are such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub windows: Option<Windows>,
@@ -68,6 +61,53 @@ pub struct Config {
     /// Experts of the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing: Option<Routing>,
+}
+
+/// What is normed of queries and keys, before they are rotated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HeadNorms {
+    #[default]
+    None,
+    /// Each head, with weights that all heads share.
+    Each,
+    /// All heads as one row.
+    Whole,
+}
+
+/// Attention whose queries, keys and values are expanded from a few values of each token. Of each
+/// head's queries and keys, the [rotated part](Rope::dim) stands last in the file's matrices; that
+/// of the keys is the same in all heads.
+///
+/// **Source**: DeepSeek-AI 2024, arXiv 2405.04434, section 2.1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Latent {
+    /// Values that queries are expanded from; 0 where they are not.
+    pub query_rank: usize,
+    /// Values that keys and values are expanded from.
+    pub rank: usize,
+    /// Of each head's values.
+    pub value_dim: usize,
+    /// Whether neighbours are rotated as a pair, instead of values of the two halves.
+    pub interleaved: bool,
+}
+
+/// What some families multiply by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scales {
+    /// What embeddings are multiplied by.
+    pub embedding: f32,
+    /// What attention and feed-forward are multiplied by before they join the residual.
+    pub residual: f32,
+    /// What logits are divided by.
+    pub logits: f32,
+    /// What the products of queries and keys are multiplied by; head_dim^-½ if none is given.
+    pub attention: Option<f32>,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Scales { embedding: 1.0, residual: 1.0, logits: 1.0, attention: None }
+    }
 }
 
 /// Layers whose attention sees a window of the newest tokens.
@@ -142,8 +182,10 @@ impl Config {
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             return Err(wrong(path, "the norm's epsilon", self.norm_eps, "must be in (0, 1)"));
         }
-        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return Err(wrong(path, "rope_theta", self.rope_theta, "must be above 0"));
+        self.rope.check(path, self.head_dim)?;
+        self.scales.check(path)?;
+        if let Some(latent) = &self.latent {
+            latent.check(path, self)?;
         }
         if let Some(windows) = self.windows {
             within(path, "the attention window", windows.tokens, MAX_CONTEXT)?;
@@ -163,8 +205,106 @@ impl Config {
         }
         if let Some(routing) = &self.routing {
             routing.check(path)?;
+            if routing.dense_layers > self.layers {
+                let expected = format!("there are {} layers", self.layers);
+                let key = "the number of layers without experts";
+                return Err(wrong(path, key, routing.dense_layers, &expected));
+            }
         }
         self.experts.as_ref().map_or(Ok(()), |experts| experts.check(path))
+    }
+}
+
+impl Config {
+    /// What the products of queries and keys are multiplied by.
+    pub(crate) fn attention_scale(&self) -> f32 {
+        let scale = self.scales.attention.unwrap_or(1.0 / (self.head_dim as f32).sqrt());
+        match &self.rope.scaling {
+            Some(Scaling::Yarn(yarn)) if self.latent.is_some() => scale * yarn.scores(),
+            _ => scale,
+        }
+    }
+
+    /// Tokens that a layer sees; all if none is given.
+    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.filter(|windows| windows.cover(layer)).map(|windows| windows.tokens)
+    }
+
+    /// The experts of a layer that has some.
+    pub(crate) fn routed(&self, layer: usize) -> Option<&Routing> {
+        self.routing.as_ref().filter(|routing| layer >= routing.dense_layers)
+    }
+
+    /// Width of what all tokens of a layer go through; 0 for none.
+    pub(crate) fn common_width(&self, layer: usize) -> usize {
+        match &self.routing {
+            Some(routing) if layer < routing.dense_layers => routing.dense_width,
+            _ => self.intermediate,
+        }
+    }
+
+    /// Rows of the matrix that reads the layer's input for attention.
+    pub(crate) fn qkv_rows(&self) -> usize {
+        let queries = self.heads * self.head_dim;
+        match &self.latent {
+            None => queries + 2 * self.kv_heads * self.head_dim,
+            Some(latent) => {
+                let first = if latent.query_rank > 0 { latent.query_rank } else { queries };
+                first + latent.rank + self.rope.dim
+            }
+        }
+    }
+
+    /// Columns of the matrix that writes the attention's output.
+    pub(crate) fn attended_width(&self) -> usize {
+        self.heads * self.latent.map_or(self.head_dim, |latent| latent.value_dim)
+    }
+
+    /// Lengths of the norms' weights of queries and of keys; 0 for none.
+    pub(crate) fn head_norm_lengths(&self) -> [usize; 2] {
+        if let Some(latent) = &self.latent {
+            return [latent.query_rank, latent.rank];
+        }
+        match self.head_norms {
+            HeadNorms::None => [0, 0],
+            HeadNorms::Each => [self.head_dim; 2],
+            HeadNorms::Whole => [self.heads * self.head_dim, self.kv_heads * self.head_dim],
+        }
+    }
+}
+
+impl Scales {
+    fn check(&self, path: &Path) -> Result<(), Error> {
+        let numbers = [self.embedding, self.residual, self.logits, self.attention.unwrap_or(1.0)];
+        match numbers.iter().find(|n| !(n.is_finite() && **n > 0.0)) {
+            Some(number) => Err(wrong(path, "a multiplier", number, "must be above 0")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Latent {
+    fn check(&self, path: &Path, config: &Config) -> Result<(), Error> {
+        for (what, size, least) in [
+            ("the rank of queries", self.query_rank, 0),
+            ("the rank of keys and values", self.rank, 1),
+            ("the dimension of values", self.value_dim, 1),
+        ] {
+            within(path, what, size, MAX_HIDDEN)?;
+            if size < least {
+                return Err(wrong(path, what, size, "must be at least 1"));
+            }
+        }
+        // Values stand beside keys in the cache, in heads of one size.
+        if self.value_dim > config.head_dim || config.kv_heads != config.heads {
+            let expected = format!("must be at most that of keys, {}", config.head_dim);
+            return Err(wrong(path, "the dimension of values", self.value_dim, &expected));
+        }
+        if config.routing.is_none() || config.head_norms != HeadNorms::None {
+            let expected = "only models with routed experts have latent attention here";
+            return Err(wrong(path, "the rank of keys and values", self.rank, expected));
+        }
+        Ok(())
     }
 }
 

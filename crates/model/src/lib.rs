@@ -16,7 +16,10 @@ use kernel::Precision;
 
 pub use kernel::attention::KvFormat;
 
-pub use config::{Config, ExpertsConfig, Family, Routing, TensorInfo, Windows};
+pub use config::{
+    Config, ExpertsConfig, Family, Groups, HeadNorms, Latent, Rope, Routing, Scales, Scaling,
+    TensorInfo, Windows, Yarn,
+};
 pub use decoder::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, KvCache, LayerWeights,
     Page, Purpose, Tape, Weights, read_experts,

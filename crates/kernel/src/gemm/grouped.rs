@@ -14,18 +14,19 @@ use super::scatter::{scatter, weight_gradient};
 use super::stored::{Right, Stored};
 use super::swiglu::{self, HALF};
 use super::tile::{Kernel, TILE, tile};
-use crate::Precision;
 use crate::pool::Pool;
+use crate::{Gate, Precision};
 
 /// Rows of one expert that a task takes: sixteen tiles.
 const GROUPED_ROWS: usize = 16 * TILE;
 /// As many as outweigh packing the expert's weights: all that one of many experts has, as a rule.
 const STORED_ROWS: usize = 64 * TILE;
 
-/// The feed-forwards `down · (silu(gate · x) · (up · x))` of several experts, laid out for their
-/// products. One expert alone is a dense feed-forward.
+/// The feed-forwards `down · (act(gate · x) · (up · x))` of several experts, where act is a [`Gate`],
+/// laid out for their products. One expert alone is a dense feed-forward.
 pub struct Experts {
     precision: Precision,
+    gate: Gate,
     experts: usize,
     hidden: usize,
     width: usize,
@@ -80,7 +81,13 @@ impl Experts {
                 down: Panels::zeros(precision, Order::Plain, experts, hidden, width),
             },
         };
-        Experts { precision, experts, hidden, width, weights }
+        Experts { precision, gate: Gate::Silu, experts, hidden, width, weights }
+    }
+
+    /// The same with another activation than [`Gate::Silu`].
+    pub fn with_gate(mut self, gate: Gate) -> Self {
+        self.gate = gate;
+        self
     }
 
     /// Lays out new weights.
@@ -297,6 +304,7 @@ impl Experts {
         swiglu::Part {
             kernel: Kernel::of_panels(self.precision),
             precision: self.precision,
+            gate: self.gate,
             width: self.width,
             cols,
             kept: &mut block.kept[from * 2 * width..to * 2 * width],

@@ -51,6 +51,12 @@ impl Routes {
         }
     }
 
+    /// The same, every output multiplied by `gate`.
+    pub fn weighted(mut self, gate: f32) -> Self {
+        self.gates.iter_mut().for_each(|weight| *weight *= gate);
+        self
+    }
+
     pub fn tokens(&self) -> usize {
         self.tokens
     }

@@ -1,4 +1,4 @@
-//! What is done to a tile of sums before it leaves the cache: SwiGLU and its gradient.
+//! What is done to a tile of sums before it leaves the cache: the gated activation and its gradient.
 //!
 //! **Source**: Shazeer 2020, arXiv 2002.05202, eq. 5.
 
@@ -7,8 +7,8 @@ use std::ops::Range;
 use super::lanes::{bf16, steps};
 use super::panels::PANEL;
 use super::tile::{Kernel, Sums};
-use crate::Precision;
 use crate::ops::{exp, lane_sum};
+use crate::{Gate, Precision};
 
 /// Gates in a gated panel.
 pub(crate) const HALF: usize = PANEL / 2;
@@ -19,6 +19,7 @@ pub(crate) const HALF: usize = PANEL / 2;
 pub(crate) struct Part<'a> {
     pub(crate) kernel: Kernel,
     pub(crate) precision: Precision,
+    pub(crate) gate: Gate,
     pub(crate) width: usize,
     pub(crate) cols: Range<usize>,
     pub(crate) kept: &'a mut [u32],
@@ -132,16 +133,32 @@ fn sigmoid(x: f32) -> f32 {
 
 #[inline(always)]
 fn forward_rows(sums: &Sums, rows: usize, part: &mut Part, store: impl Fn(&[f32], &mut [u32])) {
+    // Each in a loop of its own, without a branch inside.
+    match part.gate {
+        Gate::Silu => forward_gated(sums, rows, part, |x| Gate::Silu.inner(x), store),
+        Gate::GeluTanh => forward_gated(sums, rows, part, |x| Gate::GeluTanh.inner(x), store),
+    }
+}
+
+/// `inner` is [`Gate::inner`].
+#[inline(always)]
+fn forward_gated(
+    sums: &Sums,
+    rows: usize,
+    part: &mut Part,
+    inner: impl Fn(f32) -> (f32, f32),
+    store: impl Fn(&[f32], &mut [u32]),
+) {
     let cols = part.cols.len();
     for (row, sums) in sums.iter().enumerate().take(rows) {
         let mut values = [0.0; HALF];
         for i in 0..HALF {
-            values[i] = sums[i] * sigmoid(sums[i]) * sums[HALF + i];
+            values[i] = sums[i] * sigmoid(inner(sums[i]).0) * sums[HALF + i];
         }
-        let [gate, up, inner] = part.row(row);
+        let [gate, up, inside] = part.row(row);
         store(&sums[..cols], gate);
         store(&sums[HALF..][..cols], up);
-        store(&values[..cols], inner);
+        store(&values[..cols], inside);
     }
 }
 
@@ -154,6 +171,22 @@ fn backward_rows(
     part: &mut Part,
     store: impl Fn(&[f32], &mut [u32]),
 ) {
+    let inner = (|x| Gate::Silu.inner(x), |x| Gate::GeluTanh.inner(x));
+    match part.gate {
+        Gate::Silu => backward_gated(sums, rows, (gates, d_gates), part, inner.0, store),
+        Gate::GeluTanh => backward_gated(sums, rows, (gates, d_gates), part, inner.1, store),
+    }
+}
+
+#[inline(always)]
+fn backward_gated(
+    sums: &Sums,
+    rows: usize,
+    (gates, d_gates): (&[f32], &mut [f32]),
+    part: &mut Part,
+    inner_of: impl Fn(f32) -> (f32, f32),
+    store: impl Fn(&[f32], &mut [u32]),
+) {
     let (precision, cols) = (part.precision, part.cols.len());
     for (row, sums) in sums.iter().enumerate().take(rows) {
         let [gate_lanes, up_lanes, inner_lanes] = part.row(row);
@@ -163,14 +196,15 @@ fn backward_rows(
         let (mut inner, mut along) = ([0.0; PANEL], [0.0; PANEL]);
         let weight = gates[row];
         for i in 0..PANEL {
-            let s = sigmoid(gate[i]);
-            let silu = gate[i] * s;
-            let value = silu * up[i];
+            let (z, slope) = inner_of(gate[i]);
+            let s = sigmoid(z);
+            let activated = gate[i] * s;
+            let value = activated * up[i];
             along[i] = if i < cols { sums[i] * value } else { 0.0 };
             inner[i] = value * weight;
             let d = sums[i] * weight;
-            d_gate[i] = d * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-            d_up[i] = d * silu;
+            d_gate[i] = d * up[i] * s * (1.0 + gate[i] * (1.0 - s) * slope);
+            d_up[i] = d * activated;
         }
         d_gates[row] += lane_sum([&along], |[along]| along);
         store(&d_gate[..cols], gate_lanes);

@@ -1,6 +1,6 @@
 //! What a model of some [`Config`] holds, under its Hugging Face names.
 
-use super::{Config, Family, Routing};
+use super::{Config, Family, HeadNorms, Latent, Routing};
 
 /// A tensor that a model of some [`Config`] has, under its Hugging Face name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,10 +37,12 @@ impl Config {
         for layer in 0..self.layers {
             list.prefix = format!("model.layers.{layer}.");
             self.attention(&mut list);
-            match (&self.routing, &self.experts) {
-                (Some(routing), _) => self.routed(&mut list, routing),
+            match (self.routed(layer), &self.experts) {
+                (Some(routing), _) => self.mixture(&mut list, routing),
                 (None, Some(_)) => self.departments(&mut list),
-                (None, None) => feed_forward(&mut list, "mlp.", self.intermediate, self.hidden),
+                (None, None) => {
+                    feed_forward(&mut list, "mlp.", self.common_width(layer), self.hidden);
+                }
             }
         }
         list.prefix.clear();
@@ -54,24 +56,57 @@ impl Config {
     fn attention(&self, list: &mut Tensors) {
         let Config { hidden, heads, kv_heads, head_dim, .. } = *self;
         list.add("input_layernorm.weight", &[hidden]);
-        list.add("self_attn.q_proj.weight", &[heads * head_dim, hidden]);
-        list.add("self_attn.k_proj.weight", &[kv_heads * head_dim, hidden]);
-        list.add("self_attn.v_proj.weight", &[kv_heads * head_dim, hidden]);
-        if self.head_norms {
-            list.add("self_attn.q_norm.weight", &[head_dim]);
-            list.add("self_attn.k_norm.weight", &[head_dim]);
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let rows = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)];
+        match &self.latent {
+            Some(latent) => self.latent(list, latent),
+            None => {
+                for (part, rows) in rows {
+                    list.add(&format!("self_attn.{part}.weight"), &[rows, hidden]);
+                }
+            }
         }
-        list.add("self_attn.o_proj.weight", &[hidden, heads * head_dim]);
+        if self.attention_bias {
+            for (part, rows) in rows {
+                list.add(&format!("self_attn.{part}.bias"), &[rows]);
+            }
+        }
+        if self.latent.is_none() && self.head_norms != HeadNorms::None {
+            let [queries, keys] = self.head_norm_lengths();
+            list.add("self_attn.q_norm.weight", &[queries]);
+            list.add("self_attn.k_norm.weight", &[keys]);
+        }
+        list.add("self_attn.o_proj.weight", &[hidden, self.attended_width()]);
         list.add("post_attention_layernorm.weight", &[hidden]);
-        if self.family == Family::Gemma3 {
+        if self.family.outer_norms() {
             list.add("pre_feedforward_layernorm.weight", &[hidden]);
             list.add("post_feedforward_layernorm.weight", &[hidden]);
         }
     }
 
-    fn routed(&self, list: &mut Tensors, routing: &Routing) {
+    fn latent(&self, list: &mut Tensors, latent: &Latent) {
+        let Latent { query_rank, rank, value_dim, .. } = *latent;
+        let queries = self.heads * self.head_dim;
+        match query_rank {
+            0 => list.add("self_attn.q_proj.weight", &[queries, self.hidden]),
+            _ => list.add("self_attn.q_a_proj.weight", &[query_rank, self.hidden]),
+        }
+        let shared = [rank + self.rope.dim, self.hidden];
+        list.add("self_attn.kv_a_proj_with_mqa.weight", &shared);
+        if query_rank > 0 {
+            list.add("self_attn.q_a_layernorm.weight", &[query_rank]);
+        }
+        list.add("self_attn.kv_a_layernorm.weight", &[rank]);
+        if query_rank > 0 {
+            list.add("self_attn.q_b_proj.weight", &[queries, query_rank]);
+        }
+        let rows = self.heads * (self.head_dim - self.rope.dim + value_dim);
+        list.add("self_attn.kv_b_proj.weight", &[rows, rank]);
+    }
+
+    fn mixture(&self, list: &mut Tensors, routing: &Routing) {
         let Routing { experts, width, .. } = *routing;
-        if self.family == Family::GraniteMoe {
+        if self.family.stacked_experts() {
             list.add("block_sparse_moe.router.layer.weight", &[experts, self.hidden]);
             list.add("block_sparse_moe.input_linear.weight", &[experts, 2 * width, self.hidden]);
             list.add("block_sparse_moe.output_linear.weight", &[experts, self.hidden, width]);
@@ -79,19 +114,18 @@ impl Config {
         }
         let mixtral = self.family == Family::Mixtral;
         let place = if mixtral { "block_sparse_moe" } else { "mlp" };
-        list.add(&format!("{place}.gate.weight"), &[routing.experts, self.hidden]);
+        list.add(&format!("{place}.gate.weight"), &[experts, self.hidden]);
         if routing.sigmoid {
-            list.add(&format!("{place}.gate.e_score_correction_bias"), &[routing.experts]);
+            list.add(&format!("{place}.gate.e_score_correction_bias"), &[experts]);
         }
         let names = match mixtral {
             true => ["w1", "w3", "w2"],
             false => ["gate_proj", "up_proj", "down_proj"],
         };
-        let shapes = [[routing.width, self.hidden]; 2];
-        let shapes = [shapes[0], shapes[1], [self.hidden, routing.width]];
+        let shapes = [[width, self.hidden], [width, self.hidden], [self.hidden, width]];
         // All that lies in one matrix of the decoder stands together: gates and up, then down.
         for parts in [0..2, 2..3] {
-            for expert in 0..routing.experts {
+            for expert in 0..experts {
                 for part in parts.clone() {
                     let name = format!("{place}.experts.{expert}.{}.weight", names[part]);
                     list.add(&name, &shapes[part]);

@@ -26,6 +26,8 @@ pub(super) enum FeedForward {
 /// What all tokens go through, and what some do.
 pub(super) struct Fused {
     precision: Precision,
+    /// What the shared part is multiplied by; the routed one is by its router's scale.
+    factor: f32,
     shared: Option<Experts>,
     routed: Option<Routed>,
 }
@@ -92,15 +94,24 @@ pub(super) fn choose(
 
 impl Fused {
     /// Room for the weights of one layer.
-    pub(super) fn unset(config: &Config, precision: Precision, purpose: Purpose) -> Self {
-        let Config { hidden, intermediate, .. } = *config;
+    pub(super) fn unset(
+        config: &Config,
+        index: usize,
+        precision: Precision,
+        purpose: Purpose,
+    ) -> Self {
+        let hidden = config.hidden;
         let train = purpose == Purpose::WholeTraining;
-        let experts = |count, width| Experts::new(precision, count, hidden, width, train);
+        let experts = |count, width| {
+            Experts::new(precision, count, hidden, width, train).with_gate(config.family.gate())
+        };
+        let (factor, common) = (config.scales.residual, config.common_width(index));
         Fused {
             precision,
-            shared: (intermediate > 0).then(|| experts(1, intermediate)),
-            routed: config.routing.map(|routing| Routed {
-                router: routing.router(),
+            factor,
+            shared: (common > 0).then(|| experts(1, common)),
+            routed: config.routed(index).map(|routing| Routed {
+                router: Router { scale: routing.scale * factor, ..routing.router() },
                 logits: Linear::unset(Precision::F32, purpose, routing.experts, hidden),
                 bias: Vec::new(),
                 experts: experts(routing.experts, routing.width),
@@ -147,8 +158,8 @@ impl Fused {
         x: Lanes<'a>,
         chosen: Option<Chosen>,
     ) -> FusedStash<'a> {
-        let shared =
-            self.shared.as_ref().map(|e| e.forward(pool, out, &x, &Routes::dense(x.rows())));
+        let routes = |rows: usize| Routes::dense(rows).weighted(self.factor);
+        let shared = self.shared.as_ref().map(|e| e.forward(pool, out, &x, &routes(x.rows())));
         let routed = self.routed.as_ref().zip(chosen).map(|(routed, chosen)| {
             let kept = routed.experts.forward(pool, out, &x, &chosen.routes);
             (chosen, kept)
@@ -176,7 +187,7 @@ impl Fused {
                 gates: None,
                 mode,
             };
-            let routes = Routes::dense(dy.rows());
+            let routes = Routes::dense(dy.rows()).weighted(self.factor);
             shared.backward(pool, dx, (&stash.x, dy), &routes, kept, gradients);
         }
         let (Some(routed), Some((chosen, kept))) = (&self.routed, stash.routed) else { return };

@@ -1,40 +1,27 @@
 use std::ops::Range;
 
-use kernel::attention::{
-    self, Attended, Heads, KeysValues, KvPart, KvPartMut, Pages, Rows, Sequence,
-};
-use kernel::ops::{self, HeadRows, Rotary, Rotation};
-use kernel::{Buffer, Lanes, Left, Output, Pool, Precision, Routes, matmul_transposed};
+use kernel::attention::Heads;
+use kernel::ops::{self, HeadRows, Rotary};
+use kernel::{Buffer, Lanes, Left, Output, Pool, Routes};
 
+use super::attention::{Attention, AttentionStash};
 use super::feed_forward::{FeedForward, FusedStash};
 use super::linear::Linear;
 use super::mixture::{ExpertLayer, Mixture, MixtureStash, Upstream};
 use super::observe::{Place, Watcher};
-use super::{ExpertSet, Input, LayerWeights, Page};
+use super::{ExpertSet, Input, LayerWeights};
 
 /// One decoder layer: attention and feed-forward, each behind a norm and beside the residual.
 pub(super) struct Layer {
     pub(super) attention_norm: Vec<f32>,
-    /// Queries, keys and values, one after the other: `[qkv_width, hidden]`.
-    pub(super) qkv: Linear,
-    /// Of each head's queries and keys, where the family has them.
-    pub(super) head_norms: Option<HeadNorms>,
-    pub(super) attention_out: Linear,
+    pub(super) attention: Attention,
     /// Behind the attention, where the family has it.
     pub(super) attention_out_norm: Option<Vec<f32>>,
     pub(super) feed_forward_norm: Vec<f32>,
     pub(super) feed_forward: FeedForward,
     /// Behind the feed-forward, where the family has it.
     pub(super) down_norm: Option<Vec<f32>>,
-    /// Tokens that the layer sees; all if none is given.
-    pub(super) window: Option<usize>,
     pub(super) mixture: Option<Mixture>,
-}
-
-/// Weights `[head_dim]`.
-pub(super) struct HeadNorms {
-    pub(super) queries: Vec<f32>,
-    pub(super) keys: Vec<f32>,
 }
 
 /// What all layers of one pass share.
@@ -53,17 +40,14 @@ pub(super) struct Pass<'p, 'a> {
 
 /// What the backward pass needs of one layer.
 ///
-/// **Shapes**: x, middle `[tokens, hidden]`; qkv `[tokens, qkv_width]`; attended
-/// `[tokens, heads · head_dim]`; log_sums `[tokens, heads]`.
+/// **Shapes**: x, middle, and the parts `[tokens, hidden]`.
 pub(super) struct Stash<'a> {
     x: Buffer<'a>,
     /// The normed rows of `x`.
     inputs: Lanes<'a>,
-    /// Queries, keys and values before the heads' norms, where there are such.
-    raw: Option<Buffer<'a>>,
-    qkv: Buffer<'a>,
-    attended: Buffer<'a>,
-    log_sums: Vec<f32>,
+    attention: AttentionStash<'a>,
+    /// What attention and feed-forward gave before the norms behind them, where there are such.
+    parts: [Option<Buffer<'a>>; 2],
     middle: Buffer<'a>,
     feed_forward: FeedForwardStash<'a>,
 }
@@ -107,33 +91,30 @@ impl Layer {
         sets: &[ExpertSet],
         gates: &mut [f32],
     ) {
+        let Attention { qkv, out, .. } = &self.attention;
         let normed = self.norm(pass, x, &self.attention_norm);
-        pass.see(layer, Place::Attention, &normed, self.qkv.inputs());
-        let mut qkv = self.qkv.apply(pass.pool, &normed);
-        self.place(pass, &mut qkv);
-        let attended = attend_cached(pass, &qkv, inputs, layer, self.window);
-        pass.see(layer, Place::AttentionOut, &attended, self.attention_out.inputs());
-        self.add_part(pass, x, &self.attention_out, &attended, self.attention_out_norm.as_deref());
+        pass.see(layer, Place::Attention, &normed, qkv.inputs());
+        let attended = self.attention.forward(pass, &normed, inputs, layer);
+        pass.see(layer, Place::AttentionOut, &attended, out.inputs());
+        self.add_part(pass, x, out, &attended, &self.attention_out_norm);
         let normed = self.norm(pass, x, &self.feed_forward_norm);
-        if let FeedForward::Plain { gate_up, .. } = &self.feed_forward {
-            pass.see(layer, Place::FeedForward, &normed, gate_up.inputs());
-        }
         match &self.feed_forward {
             FeedForward::Plain { gate_up, down, gate } => {
+                pass.see(layer, Place::FeedForward, &normed, gate_up.inputs());
                 let inner = gate_up.apply_gated(pass.pool, &normed, *gate);
                 pass.see(layer, Place::Down, &inner, down.inputs());
-                self.add_part(pass, x, down, &inner, self.down_norm.as_deref());
+                self.add_part(pass, x, down, &inner, &self.down_norm);
             }
             FeedForward::Fused(fused) => {
                 let chosen = fused.choose(pass.pool, &normed);
-                fused.forward(
-                    pass.pool,
-                    x,
-                    fused.lanes(pass.pool, &normed, self.qkv.inputs()),
-                    chosen,
-                );
+                let rows = fused.lanes(pass.pool, &normed, qkv.inputs());
+                self.add(pass, x, &self.down_norm, |out| {
+                    fused.forward(pass.pool, out, rows, chosen);
+                });
             }
-            FeedForward::Stored(stored) => stored.forward(pass.pool, x, &normed),
+            FeedForward::Stored(stored) => {
+                self.add(pass, x, &self.down_norm, |out| stored.forward(pass.pool, out, &normed));
+            }
         }
         if let Some(mixture) = &self.mixture
             && sets.iter().any(|set| !set.is_empty())
@@ -151,40 +132,43 @@ impl Layer {
     ) -> Stash<'a> {
         let pool = pass.pool;
         let before = copy(pool, x);
-        let hidden = self.qkv.inputs();
+        let (qkv, hidden) = (&self.attention.qkv, self.attention.qkv.inputs());
         let inputs = self.norm_lanes(pass, x, &self.attention_norm);
-        let mut qkv = self.qkv.apply_lanes(pool, &inputs);
-        let raw = self.head_norms.is_some().then(|| copy(pool, &qkv));
-        self.place(pass, &mut qkv);
-        let width = pass.heads.heads * pass.heads.head_dim;
-        let mut attended = pool.buffer(pass.positions.len() * width);
-        let mut log_sums = vec![0.0; pass.positions.len() * pass.heads.heads];
-        attend(pass, self.qkv.precision(), &mut attended, &qkv, sequences, &mut log_sums);
-        self.attention_out.forward(pool, x, &attended, Output::Add);
+        let (compact, attention) = self.attention.train_forward(pass, &inputs, sequences);
+        let attended = compact.as_deref().unwrap_or(attention.attended());
+        let out = &self.attention.out;
+        let first = self.add_part(pass, x, out, attended, &self.attention_out_norm);
         let middle = copy(pool, x);
-        let feed_forward = match &self.feed_forward {
-            FeedForward::Plain { gate_up, down, .. } => {
+        let (second, feed_forward) = match &self.feed_forward {
+            FeedForward::Plain { gate_up, down, gate } => {
                 let normed = self.norm(pass, x, &self.feed_forward_norm);
                 let gate_up = gate_up.apply(pool, &normed);
                 let mut inner = pool.buffer(gate_up.len() / 2);
-                ops::swiglu(pool, &mut inner, &gate_up, down.inputs());
-                down.forward(pool, x, &inner, Output::Add);
+                kernel::gated(pool, &mut inner, &gate_up, down.inputs(), *gate);
+                let part = self.add_part(pass, x, down, &inner, &self.down_norm);
                 let mixture = self.mixture.as_ref().map(|m| m.train_forward(pool, x, &normed));
-                FeedForwardStash::Plain { gate_up, mixture }
-            }
-            FeedForward::Fused(fused) if fused.is_routed() => {
-                let normed = self.norm(pass, x, &self.feed_forward_norm);
-                let chosen = fused.choose(pool, &normed);
-                let normed = self.qkv.lanes(pool, normed, hidden);
-                FeedForwardStash::Fused(Box::new(fused.forward(pool, x, normed, chosen)))
+                (part, FeedForwardStash::Plain { gate_up, mixture })
             }
             FeedForward::Fused(fused) => {
-                let normed = self.norm_lanes(pass, x, &self.feed_forward_norm);
-                FeedForwardStash::Fused(Box::new(fused.forward(pool, x, normed, None)))
+                let (chosen, normed) = match fused.is_routed() {
+                    true => {
+                        let normed = self.norm(pass, x, &self.feed_forward_norm);
+                        let chosen = fused.choose(pool, &normed);
+                        (chosen, qkv.lanes(pool, normed, hidden))
+                    }
+                    false => (None, self.norm_lanes(pass, x, &self.feed_forward_norm)),
+                };
+                let mut stash = None;
+                let part = self.add(pass, x, &self.down_norm, |out| {
+                    stash = Some(fused.forward(pool, out, normed, chosen));
+                });
+                let stash = stash.expect("`add` computes the part once");
+                (part, FeedForwardStash::Fused(Box::new(stash)))
             }
             FeedForward::Stored(_) => panic!("the decoder was not loaded for training"),
         };
-        Stash { x: before, inputs, raw, qkv, attended, log_sums, middle, feed_forward }
+        let parts = [first, second];
+        Stash { x: before, inputs, attention, parts, middle, feed_forward }
     }
 
     /// Turns `d`, the gradient with respect to the layer's output, into that with respect to its
@@ -199,9 +183,17 @@ impl Layer {
         mut trained: Trained,
     ) {
         let pool = pass.pool;
-        let Stash { x, inputs, raw, qkv, attended, log_sums, middle, feed_forward } = stash;
+        let Stash { x, inputs, attention, parts, middle, feed_forward } = stash;
+        let [first, second] = parts;
         let mut d_normed = pool.buffer(d.len());
-        self.feed_forward_backward(pass, (d, &mut d_normed), &middle, feed_forward, &mut trained);
+        {
+            let behind = second.as_deref().zip(self.down_norm.as_deref());
+            let part = behind.map(|behind| {
+                outer_norm_backward(pass, behind, d, &mut trained, |w| &mut w.down_norm)
+            });
+            let d = (&*d, part.as_deref().unwrap_or(d));
+            self.feed_forward_backward(pass, d, &mut d_normed, &middle, feed_forward, &mut trained);
+        }
         if matches!(trained, Trained::Expert { lowest: true, .. }) {
             return;
         }
@@ -211,46 +203,28 @@ impl Layer {
         }
         ops::rms_norm_backward(pool, d, &middle, &self.feed_forward_norm, pass.eps, &d_normed);
 
-        let mut d_qkv = pool.buffer(qkv.len());
         {
-            let dy = self.attention_out.lanes_of(pool, d, self.attention_out.outputs());
-            let mut d_attended = pool.buffer(attended.len());
-            self.attention_out.backward(pool, &mut d_attended, Left::Lanes(&dy), Output::Replace);
-            let forward = Attended {
-                qkv: &qkv,
-                out: &attended,
-                log_sums: &log_sums,
-                sequences,
-                window: None,
-                heads: pass.heads,
-                precision: self.qkv.precision(),
-            };
-            attention::backward(pool, &mut d_qkv, &d_attended, &forward);
-            if let Trained::Whole { gradients, mode } = &mut trained {
-                let width = self.attention_out.inputs();
-                let attended = self.attention_out.lanes(pool, attended, width);
-                matmul_transposed(pool, &mut gradients.attention_out, &dy, &attended, *mode);
-            }
+            let behind = first.as_deref().zip(self.attention_out_norm.as_deref());
+            let part = behind.map(|behind| {
+                outer_norm_backward(pass, behind, d, &mut trained, |w| &mut w.attention_out_norm)
+            });
+            let dy = (&inputs, part.as_deref().unwrap_or(d));
+            self.attention.backward(pass, &mut d_normed, dy, sequences, attention, &mut trained);
         }
-        self.rotate(pass, &mut d_qkv, Rotation::Backward);
-        if let Some(raw) = &raw {
-            self.head_norms_backward(pass, &mut d_qkv, raw, &mut trained);
-        }
-        let d_qkv = self.qkv.lanes(pool, d_qkv, self.qkv.outputs());
-        self.qkv.backward(pool, &mut d_normed, Left::Lanes(&d_qkv), Output::Replace);
         if let Trained::Whole { gradients, mode } = &mut trained {
-            matmul_transposed(pool, &mut gradients.qkv, &d_qkv, &inputs, *mode);
             let norm = &mut gradients.attention_norm;
             whole_rows_gradient(pass, norm, (&x, &d_normed), *mode);
         }
         ops::rms_norm_backward(pool, d, &x, &self.attention_norm, pass.eps, &d_normed);
     }
 
-    /// Sets `d_normed` to the gradient with respect to the feed-forward's normed input.
+    /// Sets `d_normed` to the gradient with respect to the feed-forward's normed input, given those
+    /// with respect to the layer's output and to the feed-forward's part of it.
     fn feed_forward_backward(
         &self,
         pass: &Pass,
-        (d, d_normed): (&[f32], &mut [f32]),
+        (d, d_part): (&[f32], &[f32]),
+        d_normed: &mut [f32],
         middle: &[f32],
         stash: FeedForwardStash,
         trained: &mut Trained,
@@ -258,14 +232,14 @@ impl Layer {
         let pool = pass.pool;
         match (&self.feed_forward, stash, trained) {
             (
-                FeedForward::Plain { gate_up, down, .. },
+                FeedForward::Plain { gate_up, down, gate },
                 FeedForwardStash::Plain { gate_up: mut d_gate_up, mixture: kept },
                 Trained::Expert { gradients, pull, lowest },
             ) => {
                 if !*lowest {
                     let mut d_inner = pool.buffer(d_gate_up.len() / 2);
-                    down.backward(pool, &mut d_inner, Left::Rows(d), Output::Replace);
-                    ops::swiglu_backward(pool, &mut d_gate_up, &d_inner, down.inputs());
+                    down.backward(pool, &mut d_inner, Left::Rows(d_part), Output::Replace);
+                    kernel::gated_backward(pool, &mut d_gate_up, &d_inner, down.inputs(), *gate);
                     gate_up.backward(pool, d_normed, Left::Rows(&d_gate_up), Output::Replace);
                 }
                 if let (Some(mixture), Some(kept)) = (&self.mixture, kept) {
@@ -284,66 +258,42 @@ impl Layer {
                 let normed =
                     fused.is_routed().then(|| self.norm(pass, middle, &self.feed_forward_norm));
                 let normed = normed.as_deref().unwrap_or_default();
-                let dy = fused.lanes(pool, d, self.qkv.inputs());
+                let dy = fused.lanes(pool, d_part, self.attention.qkv.inputs());
                 fused.backward(pool, d_normed, (normed, &dy), *stash, gradients, *mode);
             }
             _ => panic!("the decoder was not loaded for this training"),
         }
     }
 
-    fn head_norms_backward(
+    /// Adds the product to the residual, behind its norm where there is one; gives what was normed.
+    fn add_part<'a>(
         &self,
-        pass: &Pass,
-        d_qkv: &mut [f32],
-        raw: &[f32],
-        trained: &mut Trained,
-    ) {
-        let Some(norms) = &self.head_norms else { return };
-        let [queries, keys] = head_rows(pass.heads);
-        if let Trained::Whole { gradients, mode } = trained {
-            for (norm, rows) in
-                [(&mut gradients.query_norm, queries), (&mut gradients.key_norm, keys)]
-            {
-                ops::rms_norm_weight_gradient(pass.pool, norm, (raw, d_qkv), rows, pass.eps, *mode);
-            }
-        }
-        for (norm, rows) in [(&norms.queries, queries), (&norms.keys, keys)] {
-            ops::rms_norm_heads_backward(pass.pool, d_qkv, raw, rows, norm, pass.eps);
-        }
-    }
-
-    /// Adds the product to the residual, behind its norm where there is one.
-    fn add_part(
-        &self,
-        pass: &Pass,
+        pass: &Pass<'a, '_>,
         x: &mut [f32],
         linear: &Linear,
         inner: &[f32],
-        norm: Option<&[f32]>,
-    ) {
-        match norm {
-            None => linear.forward(pass.pool, x, inner, Output::Add),
-            Some(norm) => {
-                let part = self.norm(pass, &linear.apply(pass.pool, inner), norm);
-                ops::add(pass.pool, x, &part);
-            }
-        }
+        norm: &Option<Vec<f32>>,
+    ) -> Option<Buffer<'a>> {
+        self.add(pass, x, norm, |out| linear.forward(pass.pool, out, inner, Output::Add))
     }
 
-    /// Norms queries and keys, where the family does, and rotates them to their positions.
-    fn place(&self, pass: &Pass, qkv: &mut [f32]) {
-        if let Some(norms) = &self.head_norms {
-            let [queries, keys] = head_rows(pass.heads);
-            ops::rms_norm_heads(pass.pool, qkv, queries, &norms.queries, pass.eps);
-            ops::rms_norm_heads(pass.pool, qkv, keys, &norms.keys, pass.eps);
-        }
-        self.rotate(pass, qkv, Rotation::Forward);
-    }
-
-    fn rotate(&self, pass: &Pass, qkv: &mut [f32], direction: Rotation) {
-        let rotated = pass.heads.heads + pass.heads.kv_heads;
-        let rotary = self.window.and(pass.window_rotary).unwrap_or(pass.rotary);
-        rotary.rotate(pass.pool, qkv, pass.heads.qkv_width(), rotated, &pass.positions, direction);
+    /// Adds what `compute` adds to its argument to the residual, behind its norm where there is one;
+    /// gives what was normed.
+    fn add<'a>(
+        &self,
+        pass: &Pass<'a, '_>,
+        x: &mut [f32],
+        norm: &Option<Vec<f32>>,
+        compute: impl FnOnce(&mut [f32]),
+    ) -> Option<Buffer<'a>> {
+        let Some(norm) = norm else {
+            compute(x);
+            return None;
+        };
+        let mut part = pass.pool.zeros(x.len());
+        compute(&mut part);
+        ops::add(pass.pool, x, &self.norm(pass, &part, norm));
+        Some(part)
     }
 
     fn norm<'a>(&self, pass: &Pass<'a, '_>, x: &[f32], weight: &[f32]) -> Buffer<'a> {
@@ -353,114 +303,38 @@ impl Layer {
     }
 
     fn norm_lanes<'a>(&self, pass: &Pass<'a, '_>, x: &[f32], weight: &[f32]) -> Lanes<'a> {
-        ops::rms_norm_lanes(pass.pool, self.qkv.precision(), x, weight, pass.eps)
+        ops::rms_norm_lanes(pass.pool, self.attention.qkv.precision(), x, weight, pass.eps)
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.qkv.bytes() + self.attention_out.bytes() + self.feed_forward.bytes()
+        self.attention.bytes() + self.feed_forward.bytes()
     }
 }
 
-fn copy<'a>(pool: &'a Pool, x: &[f32]) -> Buffer<'a> {
+pub(super) fn copy<'a>(pool: &'a Pool, x: &[f32]) -> Buffer<'a> {
     let mut out = pool.buffer(x.len());
     ops::copy(pool, &mut out, x);
     out
 }
 
-/// The queries' and the keys' heads in rows of queries, keys and values.
-fn head_rows(Heads { heads, kv_heads, head_dim }: Heads) -> [HeadRows; 2] {
-    let stride = (heads + 2 * kv_heads) * head_dim;
-    [
-        HeadRows { stride, first: 0, heads },
-        HeadRows { stride, first: heads * head_dim, heads: kv_heads },
-    ]
+/// The gradient with respect to a part, given `d` with respect to what stands behind its norm.
+fn outer_norm_backward<'a>(
+    pass: &Pass<'a, '_>,
+    (part, weight): (&[f32], &[f32]),
+    d: &[f32],
+    trained: &mut Trained,
+    gradient: impl Fn(&mut LayerWeights) -> &mut Vec<f32>,
+) -> Buffer<'a> {
+    if let Trained::Whole { gradients, mode } = trained {
+        whole_rows_gradient(pass, gradient(gradients), (part, d), *mode);
+    }
+    let mut d_part = pass.pool.zeros(d.len());
+    ops::rms_norm_backward(pass.pool, &mut d_part, part, weight, pass.eps, d);
+    d_part
 }
 
 /// The gradient of a norm over whole rows.
 fn whole_rows_gradient(pass: &Pass, d_weight: &mut [f32], rows: (&[f32], &[f32]), mode: Output) {
     let row = HeadRows { stride: d_weight.len(), first: 0, heads: 1 };
     ops::rms_norm_weight_gradient(pass.pool, d_weight, rows, row, pass.eps, mode);
-}
-
-/// Attention within whole sequences.
-fn attend(
-    pass: &Pass,
-    precision: Precision,
-    out: &mut [f32],
-    qkv: &[f32],
-    sequences: &[Range<usize>],
-    log_sums: &mut [f32],
-) {
-    let Heads { heads, kv_heads, head_dim } = pass.heads;
-    let stride = pass.heads.qkv_width();
-    let rows = |head: usize| Rows { values: qkv, stride, offset: head * head_dim };
-    let parts: Vec<Sequence> = sequences
-        .iter()
-        .map(|s| Sequence {
-            queries: s.clone(),
-            keys_values: KeysValues::Rows {
-                keys: rows(heads),
-                values: rows(heads + kv_heads),
-                precision,
-            },
-            window: None,
-        })
-        .collect();
-    attention::forward(pass.pool, out, rows(0), &parts, pass.heads, Some(log_sums));
-}
-
-/// Appends the new keys and values to the caches, then attends to all that they hold.
-fn attend_cached<'a>(
-    pass: &Pass<'a, '_>,
-    qkv: &[f32],
-    inputs: &mut [Input],
-    layer: usize,
-    window: Option<usize>,
-) -> Buffer<'a> {
-    let Heads { heads, head_dim, .. } = pass.heads;
-    let stride = pass.heads.qkv_width();
-    write_pages(pass, qkv, inputs, layer);
-    let parts: Vec<Vec<KvPart>> =
-        inputs.iter().map(|input| input.cache.layer(layer).collect()).collect();
-    let mut first = 0;
-    let sequences: Vec<Sequence> = inputs
-        .iter()
-        .zip(&parts)
-        .map(|(input, parts)| {
-            let queries = first..first + input.tokens.len();
-            first = queries.end;
-            let pages = Pages { parts, len: input.cache.len + input.tokens.len() };
-            Sequence { queries, keys_values: KeysValues::Pages(pages), window }
-        })
-        .collect();
-    let mut out = pass.pool.buffer(first * heads * head_dim);
-    let queries = Rows { values: qkv, stride, offset: 0 };
-    attention::forward(pass.pool, &mut out, queries, &sequences, pass.heads, None);
-    out
-}
-
-/// Appends the new keys and values to the caches.
-fn write_pages(pass: &Pass, qkv: &[f32], inputs: &mut [Input], layer: usize) {
-    let Heads { heads, kv_heads, head_dim } = pass.heads;
-    let stride = pass.heads.qkv_width();
-    // Each page with its place in it, and the rows that go there.
-    let mut pages: Vec<(KvPartMut, usize, &[f32])> = Vec::new();
-    let mut rest = qkv;
-    for input in inputs.iter_mut() {
-        let mut at = input.cache.len % Page::TOKENS;
-        let rows;
-        (rows, rest) = rest.split_at(input.tokens.len() * stride);
-        let mut left = rows;
-        for page in input.cache.reserved(layer) {
-            let count = (Page::TOKENS - at).min(left.len() / stride);
-            let rows;
-            (rows, left) = left.split_at(count * stride);
-            pages.push((page, at, rows));
-            at = 0;
-        }
-    }
-    pass.pool.pieces(&mut pages, 1, |_, page| {
-        let (page, at, rows) = &mut page[0];
-        Pages::write(page, *at, &rows[heads * head_dim..], stride, [kv_heads, head_dim]);
-    });
 }

@@ -1,13 +1,13 @@
 //! From stored tensors to a decoder.
 
-use kernel::ops::Rotary;
-use kernel::{Arena, Gate, Matrix, Pool, Precision};
+use kernel::{Arena, Matrix, Pool, Precision};
 
+use super::attention::Attention;
 use super::embedding::Embedding;
 use super::feed_forward::FeedForward;
-use super::layer::{HeadNorms, Layer};
+use super::layer::Layer;
 use super::linear::{Linear, Purpose};
-use super::{Decoder, ExpertLayer, ExpertWeights, Weights};
+use super::{Decoder, ExpertLayer, ExpertWeights, Weights, rotaries};
 use crate::{Config, Error, Family, Source};
 
 impl Decoder {
@@ -19,8 +19,9 @@ impl Decoder {
         let config = source.config()?;
         refuse_untrainable(source, &config, purpose)?;
         let pool = Pool::machine();
-        let generation = purpose == Purpose::Generation;
-        if purpose == Purpose::WholeTraining || (config.routing.is_some() && !generation) {
+        // What is read as it is stored.
+        let generated = purpose == Purpose::Generation && config.latent.is_none();
+        if purpose == Purpose::WholeTraining || (config.routing.is_some() && !generated) {
             let weights = Weights::read(source)?;
             return Ok(Decoder::of_weights(&pool, &config, precision, purpose, &weights));
         }
@@ -37,20 +38,20 @@ impl Decoder {
             _ => Embedding::Own(embedding),
         };
         let layers = (0..config.layers).map(|l| reader.layer(l)).collect::<Result<_, _>>()?;
+        let (rotary, window_rotary) = rotaries(&config);
         let mut decoder = Decoder {
             precision,
             purpose,
-            rotary: Rotary::new(config.head_dim, config.rope_theta, config.context),
-            window_rotary: config
-                .windows
-                .map(|w| Rotary::new(config.head_dim, w.rope_theta, config.context)),
+            rotary,
+            window_rotary,
             embedding,
             layers,
-            norm: source.vector("model.norm.weight", config.hidden)?,
+            norm: Vec::new(),
             head,
             experts: 0,
             config: config.clone(),
         };
+        decoder.set_norm(&source.vector("model.norm.weight", config.hidden)?);
         let experts = read_experts(source)?;
         let experts: Vec<_> = experts.iter().map(|(name, e)| (name.as_str(), e)).collect();
         decoder.attach(&pool, &experts);
@@ -65,9 +66,6 @@ fn refuse_untrainable(source: &Source, config: &Config, purpose: Purpose) -> Res
         Purpose::Inference | Purpose::Generation => return Ok(()),
         Purpose::Training if config.routing.is_some() => {
             "department experts stand beside a llama-like base, not beside experts of its own"
-        }
-        _ if config.family == Family::Gemma3 => {
-            "gemma3 models can write and be scored, but not be trained"
         }
         Purpose::WholeTraining if departments => {
             "a joined model is trained expert by expert, not as a whole"
@@ -110,19 +108,6 @@ pub fn read_experts(source: &Source) -> Result<Vec<(String, ExpertWeights)>, Err
     Ok(experts.names.iter().cloned().zip(weights).collect())
 }
 
-impl HeadNorms {
-    fn read(
-        config: &Config,
-        norm: impl Fn(&str, usize) -> Result<Vec<f32>, Error>,
-    ) -> Result<Option<Self>, Error> {
-        if !config.head_norms {
-            return Ok(None);
-        }
-        let queries = norm("self_attn.q_norm", config.head_dim)?;
-        Ok(Some(HeadNorms { queries, keys: norm("self_attn.k_norm", config.head_dim)? }))
-    }
-}
-
 pub(super) struct Reader<'a> {
     pub(super) source: &'a Source,
     pub(super) config: &'a Config,
@@ -148,19 +133,28 @@ impl Reader<'_> {
         ];
         let feed_forward = self.feed_forward(index)?;
         let norm = |part: &str, len: usize| source.vector(&name(part), len);
-        let gemma = config.family == Family::Gemma3;
-        let own = |part: &str| gemma.then(|| norm(part, hidden)).transpose();
-        let head_norms = HeadNorms::read(config, norm)?;
+        let outer = config.family.outer_norms();
+        let own = |part: &str| outer.then(|| norm(part, hidden)).transpose();
+        let qkv = self.stack(&qkv.each_ref());
+        let out = self.linear(&[&name("self_attn.o_proj")], hidden, q)?;
+        let mut attention = Attention::new(config, qkv, out, None);
+        attention.window = config.window(index);
+        for (part, target) in ["q_norm", "k_norm"].iter().zip(&mut attention.norms) {
+            target.weight = norm(&format!("self_attn.{part}"), target.weight.len())?;
+        }
+        if config.attention_bias {
+            for (part, len) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
+                let name = format!("model.layers.{index}.self_attn.{part}.bias");
+                attention.bias.extend(source.vector(&name, len)?);
+            }
+        }
         Ok(Layer {
             attention_norm: norm("input_layernorm", hidden)?,
-            head_norms,
+            attention,
             attention_out_norm: own("post_attention_layernorm")?,
             down_norm: own("post_feedforward_layernorm")?,
-            window: config.windows.filter(|w| w.cover(index)).map(|w| w.tokens),
-            qkv: self.stack(&qkv.each_ref()),
-            attention_out: self.linear(&[&name("self_attn.o_proj")], hidden, q)?,
             feed_forward_norm: norm(
-                if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" },
+                if outer { "pre_feedforward_layernorm" } else { "post_attention_layernorm" },
                 hidden,
             )?,
             feed_forward,
@@ -170,10 +164,10 @@ impl Reader<'_> {
 
     fn feed_forward(&mut self, index: usize) -> Result<FeedForward, Error> {
         let config = self.config;
-        if config.routing.is_some() {
+        if config.routed(index).is_some() {
             return self.experts(index);
         }
-        let (hidden, inner) = (config.hidden, config.intermediate);
+        let (hidden, inner) = (config.hidden, config.common_width(index));
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         let (gate_up, down) = match config.family {
             Family::GraniteMoeShared => (
@@ -185,9 +179,7 @@ impl Reader<'_> {
                 self.linear(&[&name("mlp.down_proj")], hidden, inner)?,
             ),
         };
-        let gemma = config.family == Family::Gemma3;
-        let gate = if gemma { Gate::GeluTanh } else { Gate::Silu };
-        Ok(FeedForward::Plain { gate_up, down, gate })
+        Ok(FeedForward::Plain { gate_up, down, gate: config.family.gate() })
     }
 
     /// Tensors of the same shape, stacked.

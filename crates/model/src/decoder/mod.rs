@@ -1,8 +1,10 @@
 //! The one decoder of all families, for training, scoring and generation.
 
+mod attention;
 mod cache;
 mod embedding;
 mod feed_forward;
+mod latent;
 mod layer;
 mod linear;
 mod load;
@@ -18,7 +20,7 @@ use kernel::attention::Heads;
 use kernel::ops::{self, Rotary};
 use kernel::{Buffer, Pool, Precision};
 
-use crate::{Config, ExpertsConfig, Family};
+use crate::{Config, ExpertsConfig, Rope};
 use embedding::Embedding;
 use layer::{Layer, Pass};
 use linear::Linear;
@@ -43,6 +45,7 @@ pub struct Decoder {
     window_rotary: Option<Rotary>,
     embedding: Embedding,
     layers: Vec<Layer>,
+    /// The final norm's weights, divided by what logits are divided by.
     norm: Vec<f32>,
     head: Linear,
     /// Experts attached, in the order of [`ExpertSet`].
@@ -181,11 +184,16 @@ impl Decoder {
         for (row, &token) in x.chunks_exact_mut(self.config.hidden).zip(tokens) {
             self.embedding.row(&self.head, token as usize, row);
         }
-        if self.config.family == Family::Gemma3 {
-            let scale = (self.config.hidden as f32).sqrt();
+        let scale = self.config.scales.embedding;
+        if scale != 1.0 {
             x.iter_mut().for_each(|value| *value *= scale);
         }
         x
+    }
+
+    fn set_norm(&mut self, weights: &[f32]) {
+        let logits = self.config.scales.logits;
+        self.norm = weights.iter().map(|weight| weight / logits).collect();
     }
 
     fn final_norm(&self, pool: &Pool, x: &[f32]) -> Vec<f32> {
@@ -193,4 +201,17 @@ impl Decoder {
         ops::rms_norm(pool, &mut out, x, &self.norm, self.config.norm_eps);
         out
     }
+}
+
+/// The rotary tables of layers that see all tokens, and of those that see a window.
+fn rotaries(config: &Config) -> (Rotary, Option<Rotary>) {
+    let tables = |rope: &Rope| {
+        Rotary::new(&rope.frequencies(), rope.magnitude(), config.head_dim, config.context)
+    };
+    let window = config.windows.map(|windows| Rope {
+        theta: windows.rope_theta,
+        dim: config.rope.dim,
+        scaling: None,
+    });
+    (tables(&config.rope), window.as_ref().map(tables))
 }

@@ -3,17 +3,19 @@
 use std::borrow::Cow;
 
 use kernel::quant::TiledExperts;
-use kernel::{Gate, Matrix, Pool, Precision, Router, Routes};
+use kernel::{Matrix, Pool, Precision, Router, Routes};
 
+use super::LayerWeights;
 use super::feed_forward::{FeedForward, Fused, choose};
 use super::linear::{Linear, Purpose};
 use super::load::Reader;
-use super::{LayerWeights, Weights};
 use crate::{Config, Error, TensorInfo};
 
 /// Routed experts, and what all tokens go through, in tiles.
 pub(super) struct StoredExperts {
     router: Router,
+    /// As in [`Fused`].
+    factor: f32,
     /// `[experts, hidden]`: routing decisions stay in f32.
     logits: Linear,
     /// Empty in families without.
@@ -28,7 +30,8 @@ impl StoredExperts {
     /// **Shapes**: x, out `[tokens, hidden]`.
     pub(super) fn forward(&self, pool: &Pool, out: &mut [f32], x: &[f32]) {
         if let Some(shared) = &self.shared {
-            shared.forward(pool, out, x, &Routes::dense(x.len() / self.logits.inputs()));
+            let routes = Routes::dense(x.len() / self.logits.inputs());
+            shared.forward(pool, out, x, &routes.weighted(self.factor));
         }
         let chosen = choose(pool, self.router, &self.logits, &self.bias, x);
         self.routed.forward(pool, out, x, &chosen.routes);
@@ -55,13 +58,13 @@ impl Reader<'_> {
         let parts = self.expert_parts(layer)?;
         match self.stored(&parts) {
             Some(stored) => Ok(FeedForward::Stored(Box::new(stored))),
-            None => Ok(FeedForward::Fused(self.expanded(&parts))),
+            None => Ok(FeedForward::Fused(self.expanded(layer, &parts))),
         }
     }
 
     fn stored(&mut self, parts: &Parts) -> Option<StoredExperts> {
         let routing = self.config.routing?;
-        let (pool, gate) = (self.pool, Gate::Silu);
+        let (pool, gate) = (self.pool, self.config.family.gate());
         let mut tiled = |experts, gate_up: &[Matrix], down: &[Matrix]| {
             let (gate_up, down) = (stacked(gate_up)?, stacked(down)?);
             TiledExperts::new(pool, &mut self.arena, experts, gate, [&gate_up, &down]).ok()
@@ -72,10 +75,12 @@ impl Reader<'_> {
             false => Some(tiled(1, &parts.shared_gate_up, &parts.shared_down)?),
         };
         let values: Vec<f32> = parts.router.iter().flat_map(Matrix::to_f32).collect();
-        let (experts, hidden) = (routing.experts, self.config.hidden);
+        let (experts, hidden, factor) =
+            (routing.experts, self.config.hidden, self.config.scales.residual);
         let (precision, purpose) = (Precision::F32, Purpose::Generation);
         Some(StoredExperts {
-            router: routing.router(),
+            router: Router { scale: routing.scale * factor, ..routing.router() },
+            factor,
             logits: Linear::new(pool, precision, purpose, &values, experts, hidden),
             bias: parts.bias.clone(),
             routed,
@@ -83,7 +88,7 @@ impl Reader<'_> {
         })
     }
 
-    fn expanded(&self, parts: &Parts) -> Fused {
+    fn expanded(&self, layer: usize, parts: &Parts) -> Fused {
         let values = |part: &[Matrix]| part.iter().flat_map(Matrix::to_f32).collect();
         let weights = LayerWeights {
             router: values(&parts.router),
@@ -94,7 +99,7 @@ impl Reader<'_> {
             down: values(&parts.shared_down),
             ..LayerWeights::default()
         };
-        let mut fused = Fused::unset(self.config, self.precision, self.purpose);
+        let mut fused = Fused::unset(self.config, layer, self.precision, self.purpose);
         fused.fill(self.pool, &weights);
         fused
     }
@@ -102,7 +107,7 @@ impl Reader<'_> {
     /// The layer's last tensors are those of its feed-forward, in the order of [`LayerWeights`].
     fn expert_parts(&self, layer: usize) -> Result<Parts, Error> {
         let [router, bias, gate_up, down, shared_gate_up, shared_down] =
-            Weights::feed_forward_lengths(self.config);
+            LayerWeights::feed_forward_lengths(self.config, layer);
         let mut left = self.config.tensors_of(layer);
         let mut take = |len: usize| {
             let (mut found, mut taken) = (0, Vec::new());

@@ -147,7 +147,10 @@ impl Decoder {
     ) {
         let row = HeadRows { stride: self.config.hidden, first: 0, heads: 1 };
         let eps = self.config.norm_eps;
-        let rows = (tape.last.as_slice(), d_hidden);
+        let logits = self.config.scales.logits;
+        let scaled = (logits != 1.0).then(|| d_hidden.iter().map(|d| d / logits).collect());
+        let scaled: Option<Vec<f32>> = scaled;
+        let rows = (tape.last.as_slice(), scaled.as_deref().unwrap_or(d_hidden));
         ops::rms_norm_weight_gradient(pool, &mut gradients.norm, rows, row, eps, mode);
         let layers = gradients.layers.iter_mut();
         let trained = layers.map(|gradients| Trained::Whole { gradients, mode });
@@ -155,10 +158,10 @@ impl Decoder {
         if mode == Output::Replace && !self.config.tied_embeddings {
             ops::clear(pool, &mut gradients.embedding);
         }
-        let hidden = self.config.hidden;
+        let (hidden, scale) = (self.config.hidden, self.config.scales.embedding);
         for (&token, d) in batch.tokens.iter().zip(d.chunks_exact(hidden)) {
             let row = &mut gradients.embedding[token as usize * hidden..][..hidden];
-            row.iter_mut().zip(d).for_each(|(sum, d)| *sum += d);
+            row.iter_mut().zip(d).for_each(|(sum, d)| *sum += d * scale);
         }
     }
 

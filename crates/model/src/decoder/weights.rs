@@ -21,18 +21,29 @@ pub struct Weights {
 
 /// The weights of one layer. What a model has not is empty.
 ///
-/// **Shapes**: attention_norm, feed_forward_norm `[hidden]`; qkv `[qkv_width, hidden]`;
-/// query_norm, key_norm `[head_dim]`; attention_out `[hidden, heads · head_dim]`; router
-/// `[experts, hidden]`; bias `[experts]`; expert_gate_up `[experts, 2·width, hidden]`; expert_down
-/// `[experts, hidden, width]`; gate_up `[2·intermediate, hidden]`; down `[hidden, intermediate]`.
+/// **Shapes**: attention_norm, attention_out_norm, feed_forward_norm, down_norm `[hidden]`; qkv
+/// `[qkv_rows, hidden]`: queries, keys and values, or what they are expanded from; attention_bias
+/// `[qkv_rows]`; query_norm, key_norm `[head_dim]`, or as much as is normed; query_up, key_value_up
+/// `[…, rank]`; attention_out `[hidden, attended_width]`; router `[experts, hidden]`; bias
+/// `[experts]`; expert_gate_up `[experts, 2·width, hidden]`; expert_down `[experts, hidden, width]`;
+/// gate_up `[2·intermediate, hidden]`; down `[hidden, intermediate]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerWeights {
     pub attention_norm: Vec<f32>,
     pub qkv: Vec<f32>,
+    pub attention_bias: Vec<f32>,
     pub query_norm: Vec<f32>,
     pub key_norm: Vec<f32>,
+    /// Expands queries, where they are latent.
+    pub query_up: Vec<f32>,
+    /// Expands keys and values, where they are latent.
+    pub key_value_up: Vec<f32>,
     pub attention_out: Vec<f32>,
+    /// Behind the attention.
+    pub attention_out_norm: Vec<f32>,
     pub feed_forward_norm: Vec<f32>,
+    /// Behind the feed-forward.
+    pub down_norm: Vec<f32>,
     pub router: Vec<f32>,
     /// What is added to the scores that experts are chosen by. It has no gradient.
     pub bias: Vec<f32>,
@@ -46,46 +57,14 @@ pub struct LayerWeights {
 impl Weights {
     /// All zero.
     pub fn zeros(config: &Config) -> Self {
-        let Config { vocab, hidden, heads, kv_heads, head_dim, .. } = *config;
+        let Config { vocab, hidden, .. } = *config;
         let matrix = |rows: usize, cols: usize| vec![0.0; rows * cols];
-        let head_norm = if config.head_norms { head_dim } else { 0 };
-        let [router, bias, expert_gate_up, expert_down, gate_up, down] =
-            Weights::feed_forward_lengths(config);
-        let layer = || LayerWeights {
-            attention_norm: vec![0.0; hidden],
-            qkv: matrix((heads + 2 * kv_heads) * head_dim, hidden),
-            query_norm: vec![0.0; head_norm],
-            key_norm: vec![0.0; head_norm],
-            attention_out: matrix(hidden, heads * head_dim),
-            feed_forward_norm: vec![0.0; hidden],
-            router: vec![0.0; router],
-            bias: vec![0.0; bias],
-            expert_gate_up: vec![0.0; expert_gate_up],
-            expert_down: vec![0.0; expert_down],
-            gate_up: vec![0.0; gate_up],
-            down: vec![0.0; down],
-        };
         Weights {
             embedding: matrix(vocab, hidden),
-            layers: (0..config.layers).map(|_| layer()).collect(),
+            layers: (0..config.layers).map(|index| LayerWeights::zeros(config, index)).collect(),
             norm: vec![0.0; hidden],
             head: if config.tied_embeddings { Vec::new() } else { matrix(vocab, hidden) },
         }
-    }
-
-    /// Lengths of what [`LayerWeights`] has from `router` on.
-    pub(super) fn feed_forward_lengths(config: &Config) -> [usize; 6] {
-        let Config { hidden, intermediate, routing, .. } = *config;
-        let (experts, width) = routing.map_or((0, 0), |r| (r.experts, r.width));
-        let bias = if routing.is_some_and(|routing| routing.sigmoid) { experts } else { 0 };
-        [
-            experts * hidden,
-            bias,
-            experts * 2 * width * hidden,
-            experts * hidden * width,
-            2 * intermediate * hidden,
-            hidden * intermediate,
-        ]
     }
 
     /// Reads a whole model.
@@ -189,14 +168,68 @@ impl Weights {
 }
 
 impl LayerWeights {
-    fn parts(&self) -> [&Vec<f32>; 12] {
+    fn zeros(config: &Config, index: usize) -> Self {
+        let Config { hidden, heads, head_dim, .. } = *config;
+        let zeros = |len: usize| vec![0.0; len];
+        let [router, bias, expert_gate_up, expert_down, gate_up, down] =
+            LayerWeights::feed_forward_lengths(config, index);
+        let [query_norm, key_norm] = config.head_norm_lengths();
+        let outer = if config.family.outer_norms() { hidden } else { 0 };
+        let [query_up, key_value_up] = config.latent.map_or([0, 0], |latent| {
+            let expanded = heads * (head_dim - config.rope.dim + latent.value_dim);
+            [heads * head_dim * latent.query_rank, expanded * latent.rank]
+        });
+        LayerWeights {
+            attention_norm: zeros(hidden),
+            qkv: zeros(config.qkv_rows() * hidden),
+            attention_bias: zeros(if config.attention_bias { config.qkv_rows() } else { 0 }),
+            query_norm: zeros(query_norm),
+            key_norm: zeros(key_norm),
+            query_up: zeros(query_up),
+            key_value_up: zeros(key_value_up),
+            attention_out: zeros(hidden * config.attended_width()),
+            attention_out_norm: zeros(outer),
+            feed_forward_norm: zeros(hidden),
+            down_norm: zeros(outer),
+            router: zeros(router),
+            bias: zeros(bias),
+            expert_gate_up: zeros(expert_gate_up),
+            expert_down: zeros(expert_down),
+            gate_up: zeros(gate_up),
+            down: zeros(down),
+        }
+    }
+
+    /// Lengths of what a layer has from `router` on.
+    pub(super) fn feed_forward_lengths(config: &Config, index: usize) -> [usize; 6] {
+        let hidden = config.hidden;
+        let routed = config.routed(index);
+        let (experts, width) = routed.map_or((0, 0), |r| (r.experts, r.width));
+        let bias = if routed.is_some_and(|routing| routing.sigmoid) { experts } else { 0 };
+        let common = config.common_width(index);
+        [
+            experts * hidden,
+            bias,
+            experts * 2 * width * hidden,
+            experts * hidden * width,
+            2 * common * hidden,
+            hidden * common,
+        ]
+    }
+
+    fn parts(&self) -> [&Vec<f32>; 17] {
         [
             &self.attention_norm,
             &self.qkv,
+            &self.attention_bias,
             &self.query_norm,
             &self.key_norm,
+            &self.query_up,
+            &self.key_value_up,
             &self.attention_out,
+            &self.attention_out_norm,
             &self.feed_forward_norm,
+            &self.down_norm,
             &self.router,
             &self.bias,
             &self.expert_gate_up,
@@ -206,14 +239,19 @@ impl LayerWeights {
         ]
     }
 
-    fn parts_mut(&mut self) -> [&mut Vec<f32>; 12] {
+    fn parts_mut(&mut self) -> [&mut Vec<f32>; 17] {
         [
             &mut self.attention_norm,
             &mut self.qkv,
+            &mut self.attention_bias,
             &mut self.query_norm,
             &mut self.key_norm,
+            &mut self.query_up,
+            &mut self.key_value_up,
             &mut self.attention_out,
+            &mut self.attention_out_norm,
             &mut self.feed_forward_norm,
+            &mut self.down_norm,
             &mut self.router,
             &mut self.bias,
             &mut self.expert_gate_up,

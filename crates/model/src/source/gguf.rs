@@ -364,6 +364,10 @@ impl Value {
         if let Value::Integer(value) = self { Some(*value) } else { None }
     }
 
+    pub(crate) fn bool(&self) -> Option<bool> {
+        if let Value::Bool(value) = self { Some(*value) } else { None }
+    }
+
     pub(crate) fn number(&self) -> Option<f64> {
         match self {
             Value::Integer(value) => Some(*value as f64),

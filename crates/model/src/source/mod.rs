@@ -137,11 +137,18 @@ impl Source {
     pub fn has(&self, name: &str) -> bool {
         match self {
             Source::SafeTensors(model) => model.tensors.has(name),
-            Source::Gguf(model) => match names::stored(model.config.family, name) {
-                None => false,
-                Some(Stored::Whole(name) | Stored::Interleaved(name)) => model.file.has(&name),
-                Some(Stored::GateUp { gate, up }) => model.file.has(&gate) && model.file.has(&up),
-            },
+            Source::Gguf(model) => {
+                let has = |name: &str| model.file.has(name);
+                match names::stored(model.config.family, name) {
+                    None => false,
+                    Some(Stored::Whole(name) | Stored::Interleaved(name)) => has(&name),
+                    Some(Stored::GateUp { gate, up }) => has(&gate) && has(&up),
+                    Some(Stored::Expert { all, .. }) => has(&all),
+                    Some(Stored::KeyValueUp { whole, keys, values }) => {
+                        has(&whole) || (has(&keys) && has(&values))
+                    }
+                }
+            }
         }
     }
 
@@ -163,7 +170,7 @@ impl Source {
         }
     }
 
-    /// The vector `[len]` in f32.
+    /// The vector `[len]` in f32; of a norm, the factors themselves in every layout.
     ///
     /// # Errors
     /// As [`Source::matrix`].
@@ -171,7 +178,11 @@ impl Source {
         match self {
             Source::SafeTensors(model) => {
                 let view = model.tensors.view(name)?;
-                vector(view.path, name, view.shape, len, view.format, view.bytes)
+                let mut values = vector(view.path, name, view.shape, len, view.format, view.bytes)?;
+                if model.config.family.norms_from_one() && name.ends_with("norm.weight") {
+                    values.iter_mut().for_each(|value| *value += 1.0);
+                }
+                Ok(values)
             }
             Source::Gguf(model) => {
                 let path = &model.file.path;
@@ -211,7 +222,53 @@ impl GgufModel {
                 let up = self.part(&up, rows / 2, cols)?;
                 Ok(names::join_gate_up(gate, up, experts.max(1)))
             }
+            Stored::Expert { all, expert } => self.expert(&all, expert, rows, cols),
+            Stored::KeyValueUp { whole, .. } if self.file.has(&whole) => {
+                self.part(&whole, rows, cols)
+            }
+            Stored::KeyValueUp { keys, values, .. } => {
+                self.key_value_up(&keys, &values, rows, cols)
+            }
         }
+    }
+
+    /// One expert's matrix of a tensor of all.
+    fn expert(&self, all: &str, at: usize, rows: usize, cols: usize) -> Result<Matrix, Error> {
+        let tensor = self.file.tensor(all)?;
+        let experts = self.config.routing.map_or(0, |routing| routing.experts);
+        check_shape(&self.file.path, all, &tensor.shape, experts.saturating_mul(rows), cols)?;
+        let bytes = self.file.bytes(tensor);
+        let size = bytes.len() / experts.max(1);
+        let bytes = bytes.get(at * size..(at + 1) * size).ok_or_else(|| Error::NoTensor {
+            path: self.file.path.clone(),
+            name: format!("{all}, expert {at}"),
+        })?;
+        Ok(Matrix { rows, cols, format: tensor.format, bytes: bytes.to_vec() })
+    }
+
+    /// Each head's keys and values one after the other, of keys `[heads, rank, plain]` and values
+    /// `[heads, value_dim, rank]`.
+    fn key_value_up(
+        &self,
+        keys: &str,
+        values: &str,
+        rows: usize,
+        rank: usize,
+    ) -> Result<Matrix, Error> {
+        let heads = self.config.heads;
+        let width = self.config.latent.map_or(0, |latent| latent.value_dim);
+        let plain = (rows / heads).saturating_sub(width);
+        let keys = self.part(keys, heads * rank, plain)?.to_f32();
+        let values = self.part(values, heads * width, rank)?.to_f32();
+        let mut out = Vec::with_capacity(rows * rank);
+        for head in 0..heads {
+            let keys = &keys[head * rank * plain..][..rank * plain];
+            for row in 0..plain {
+                out.extend((0..rank).map(|col| keys[col * plain + row]));
+            }
+            out.extend_from_slice(&values[head * width * rank..][..width * rank]);
+        }
+        Ok(Matrix::from_f32(rows, rank, out))
     }
 
     fn part(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, Error> {

@@ -16,6 +16,18 @@ pub(crate) enum Stored {
         gate: String,
         up: String,
     },
+    /// One expert's part of a tensor of all experts.
+    Expert {
+        all: String,
+        expert: usize,
+    },
+    /// What expands latent keys and values: as it is, or, in newer files, keys (each head's matrix
+    /// turned round) and values apart.
+    KeyValueUp {
+        whole: String,
+        keys: String,
+        values: String,
+    },
 }
 
 /// Where a GGUF file of the families here keeps the tensor; `None` for a name it does not know.
@@ -28,39 +40,40 @@ pub(crate) fn stored(family: Family, name: &str) -> Option<Stored> {
         _ => {}
     }
     let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let part = part.strip_suffix(".weight")?;
     let layer: u32 = layer.parse().ok()?;
     let block = |part: &str| format!("blk.{layer}.{part}.weight");
+    if let Some(part) = part.strip_suffix(".bias") {
+        return Some(Stored::Whole(format!("blk.{layer}.{}.bias", attention(part)?)));
+    }
+    if part.ends_with(".e_score_correction_bias") {
+        return Some(Stored::Whole(format!("blk.{layer}.exp_probs_b.bias")));
+    }
+    let part = part.strip_suffix(".weight")?;
+    if let Some(expert) = expert(part) {
+        let (expert, part) = expert?;
+        return Some(Stored::Expert { all: block(&format!("{part}_exps")), expert });
+    }
     let gate_up = |kind| Stored::GateUp {
         gate: block(&format!("ffn_gate_{kind}")),
         up: block(&format!("ffn_up_{kind}")),
     };
-    if family == Family::Gemma3 {
-        return Some(Stored::Whole(block(gemma3(part)?)));
-    }
+    let outer = family.outer_norms() || family == Family::Glm4Moe;
     Some(match part {
-        "self_attn.q_proj" => Stored::Interleaved(block("attn_q")),
-        "self_attn.k_proj" => Stored::Interleaved(block("attn_k")),
+        "self_attn.q_proj" if family.interleaved() => Stored::Interleaved(block("attn_q")),
+        "self_attn.k_proj" if family.interleaved() => Stored::Interleaved(block("attn_k")),
+        "self_attn.kv_b_proj" => Stored::KeyValueUp {
+            whole: block("attn_kv_b"),
+            keys: block("attn_k_b"),
+            values: block("attn_v_b"),
+        },
         "block_sparse_moe.input_linear" => gate_up("exps"),
         "shared_mlp.input_linear" => gate_up("shexp"),
-        _ => Stored::Whole(block(match part {
-            "input_layernorm" => "attn_norm",
-            "post_attention_layernorm" => "ffn_norm",
-            "self_attn.v_proj" => "attn_v",
-            "self_attn.o_proj" => "attn_output",
-            "mlp.gate_proj" => "ffn_gate",
-            "mlp.up_proj" => "ffn_up",
-            "mlp.down_proj" => "ffn_down",
-            "block_sparse_moe.router.layer" => "ffn_gate_inp",
-            "block_sparse_moe.output_linear" => "ffn_down_exps",
-            "shared_mlp.output_linear" => "ffn_down_shexp",
-            _ => return None,
-        })),
+        "post_attention_layernorm" if outer => Stored::Whole(block("post_attention_norm")),
+        _ => Stored::Whole(block(attention(part).or_else(|| feed_forward(part))?)),
     })
 }
 
-/// Gemma 3's parts, whose rows are in the Hugging Face order, and whose norms have other names.
-fn gemma3(part: &str) -> Option<&'static str> {
+fn attention(part: &str) -> Option<&'static str> {
     Some(match part {
         "input_layernorm" => "attn_norm",
         "self_attn.q_proj" => "attn_q",
@@ -69,14 +82,45 @@ fn gemma3(part: &str) -> Option<&'static str> {
         "self_attn.o_proj" => "attn_output",
         "self_attn.q_norm" => "attn_q_norm",
         "self_attn.k_norm" => "attn_k_norm",
-        "post_attention_layernorm" => "post_attention_norm",
-        "pre_feedforward_layernorm" => "ffn_norm",
+        "self_attn.q_a_proj" => "attn_q_a",
+        "self_attn.q_b_proj" => "attn_q_b",
+        "self_attn.q_a_layernorm" => "attn_q_a_norm",
+        "self_attn.kv_a_proj_with_mqa" => "attn_kv_a_mqa",
+        "self_attn.kv_a_layernorm" => "attn_kv_a_norm",
+        _ => return None,
+    })
+}
+
+fn feed_forward(part: &str) -> Option<&'static str> {
+    Some(match part {
+        "post_attention_layernorm" | "pre_feedforward_layernorm" => "ffn_norm",
         "post_feedforward_layernorm" => "post_ffw_norm",
         "mlp.gate_proj" => "ffn_gate",
         "mlp.up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
+        "mlp.gate" | "block_sparse_moe.gate" | "block_sparse_moe.router.layer" => "ffn_gate_inp",
+        "block_sparse_moe.output_linear" => "ffn_down_exps",
+        "mlp.shared_experts.gate_proj" => "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj" => "ffn_up_shexp",
+        "mlp.shared_experts.down_proj" | "shared_mlp.output_linear" => "ffn_down_shexp",
         _ => return None,
     })
+}
+
+/// The expert and the part of one expert's tensor; nothing for another tensor, nothing in it for a
+/// part that is not known.
+fn expert(part: &str) -> Option<Option<(usize, &'static str)>> {
+    let rest = part
+        .strip_prefix("mlp.experts.")
+        .or_else(|| part.strip_prefix("block_sparse_moe.experts."))?;
+    let (expert, part) = rest.split_once('.')?;
+    let part = match part {
+        "gate_proj" | "w1" => "ffn_gate",
+        "up_proj" | "w3" => "ffn_up",
+        "down_proj" | "w2" => "ffn_down",
+        _ => return Some(None),
+    };
+    Some(expert.parse().ok().map(|expert| (expert, part)))
 }
 
 /// Which row of the Hugging Face layout stands at each row of the GGUF layout.

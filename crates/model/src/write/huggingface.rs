@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use kernel::Matrix;
 use kernel::quant::Format;
 use serde_json::{Map, Value, json};
 
 use super::{Export, NewFile, Tensors, ask, stored};
 use crate::config::ids_json;
-use crate::{Error, tokenizer};
+use crate::{Error, Scaling, tokenizer};
 
 impl Export<'_> {
     /// Writes `model.safetensors`, `config.json`, `generation_config.json`, `tokenizer.json` and
@@ -17,7 +18,11 @@ impl Export<'_> {
     /// When a file cannot be written, a tensor is not given as asked for, or the format is none of
     /// f32, f16 and bf16. A file that is not whole does not stay.
     pub fn write_huggingface(&self, folder: &Path, mut tensors: Tensors) -> Result<(), Error> {
-        super::check_family(self.config, folder)?;
+        if matches!(self.config.rope.scaling, Some(Scaling::Factors(_))) {
+            let problem = "its rotary positions are scaled by a list of factors, which the Hugging \
+                           Face layout cannot express; use --format gguf";
+            return Err(Error::NotAModel { path: folder.into(), problem: problem.into() });
+        }
         let (dtype, name) = match self.format {
             Format::F32 => ("F32", "float32"),
             Format::F16 => ("F16", "float16"),
@@ -63,7 +68,11 @@ impl Export<'_> {
         file.write(&(header.len() as u64).to_le_bytes())?;
         file.write(header.as_bytes())?;
         for info in &infos {
-            let matrix = ask(tensors, info, path)?;
+            let mut matrix = ask(tensors, info, path)?;
+            if self.config.family.norms_from_one() && info.name.ends_with("norm.weight") {
+                let values = matrix.to_f32().into_iter().map(|value| value - 1.0).collect();
+                matrix = Matrix::from_f32(matrix.rows, matrix.cols, values);
+            }
             file.write(&stored(&matrix, self.format, &info.name, path)?)?;
         }
         file.finish()

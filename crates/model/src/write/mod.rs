@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use kernel::Matrix;
 use kernel::quant::Format;
 
-use crate::{ChatTemplate, Config, Error, Family, TensorInfo, Tokenizer};
+use crate::{ChatTemplate, Config, Error, TensorInfo, Tokenizer};
 
 pub use mix::Mix;
 pub use quantise::{Quantise, StoredTensor};
@@ -31,15 +31,6 @@ pub struct Export<'a> {
 /// Gives a tensor of [`Config::tensors`] in any format, a vector as one row; called once for each,
 /// in that order, so that one tensor at a time is in memory.
 pub type Tensors<'a> = &'a mut dyn FnMut(&TensorInfo) -> Result<Matrix, Error>;
-
-/// Refuses what cannot be written so that it is read again the same.
-fn check_family(config: &Config, path: &Path) -> Result<(), Error> {
-    if matches!(config.family, Family::Gemma3 | Family::GraniteMoe) {
-        let problem = "a model of this family can be read but not written; use its own file".into();
-        return Err(Error::NotAModel { path: path.into(), problem });
-    }
-    Ok(())
-}
 
 /// Asks for a tensor and checks that it has the shape that was asked for.
 fn ask(tensors: &mut Tensors, info: &TensorInfo, path: &Path) -> Result<Matrix, Error> {

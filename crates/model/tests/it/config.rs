@@ -1,6 +1,7 @@
 use model::{Family, Source};
 use serde_json::{Value, json};
 
+use crate::decoder::FAMILIES;
 use crate::{copy, fixtures, message};
 
 fn open(name: &str) -> model::Config {
@@ -14,7 +15,7 @@ fn reads_what_transformers_wrote() {
     assert_eq!((config.vocab, config.hidden, config.layers), (300, 32, 3));
     assert_eq!((config.heads, config.kv_heads, config.head_dim), (4, 2, 8));
     assert_eq!((config.intermediate, config.context), (64, 256));
-    assert_eq!((config.norm_eps, config.rope_theta), (1e-5, 5000.0));
+    assert_eq!((config.norm_eps, config.rope.theta), (1e-5, 5000.0));
     assert_eq!((config.bos, config.eos.as_slice()), (Some(1), [2].as_slice()));
     assert!(config.tied_embeddings && !open("llama_untied").tied_embeddings);
 
@@ -26,11 +27,11 @@ fn reads_what_transformers_wrote() {
 
 #[test]
 fn has_every_tensor_of_its_layout_in_its_shape() {
-    for name in ["llama", "llama_untied", "granitemoeshared"] {
+    for name in ["llama", "llama_untied", "granitemoeshared"].iter().chain(&FAMILIES) {
         let source = Source::open(&fixtures().join(name)).unwrap();
         for info in source.config().unwrap().tensors() {
             let (rows, cols) = info.rows_cols();
-            assert!(source.has(&info.name), "{}", info.name);
+            assert!(source.has(&info.name), "{name}: {}", info.name);
             source.matrix(&info.name, rows, cols).unwrap();
         }
     }
@@ -50,7 +51,7 @@ fn reads_the_keys_that_older_files_have() {
     object.insert("eos_token_id".into(), json!([2, 0]));
     std::fs::write(&path, json.to_string()).unwrap();
     let config = Source::open(folder.path()).unwrap().config().unwrap();
-    assert_eq!((config.rope_theta, config.head_dim, config.kv_heads), (777.0, 8, 4));
+    assert_eq!((config.rope.theta, config.head_dim, config.kv_heads), (777.0, 8, 4));
     assert_eq!(config.eos, [2, 0]);
 }
 
@@ -75,8 +76,21 @@ fn refuses_what_the_decoder_would_compute_wrongly() {
         ("llama", "mlp_bias", json!(true)),
         ("llama", "sliding_window", json!(4096)),
         ("llama", "quantization_config", json!({ "bits": 4 })),
-        ("llama", "rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 })),
-        ("llama", "rope_scaling", json!({ "type": "linear", "factor": 2.0 })),
+        ("qwen2", "use_sliding_window", json!(true)),
+        ("qwen2", "rope_parameters", json!({ "rope_type": "llama3", "factor": 8.0 })),
+        ("qwen2", "rope_parameters", json!({ "rope_type": "longrope", "factor": 8.0 })),
+        ("qwen2", "rope_parameters", json!({ "rope_type": "linear", "factor": 0.0 })),
+        ("olmoe", "clip_qkv", json!(8.0)),
+        ("granitemoe", "residual_multiplier", json!(0.0)),
+        ("gemma3_text", "layer_types", json!(["full_attention", "sliding_attention"])),
+        ("gemma3_text", "hidden_activation", json!("gelu")),
+        ("gemma3_text", "final_logit_softcapping", json!(30.0)),
+        ("deepseek_v2", "norm_topk_prob", json!(true)),
+        ("deepseek_v2", "v_head_dim", json!(16)),
+        ("deepseek_v3", "n_group", json!(4)),
+        ("deepseek_v3", "topk_group", json!(9)),
+        ("deepseek_v3", "first_k_dense_replace", json!(3)),
+        ("deepseek_v3", "attention_bias", json!(true)),
         ("llama", "rope_parameters", json!({ "rope_theta": 1e4, "partial_rotary_factor": 0.5 })),
         ("granitemoeshared", "embedding_multiplier", json!(12.0)),
         ("granitemoeshared", "residual_multiplier", json!(0.22)),

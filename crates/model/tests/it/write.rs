@@ -2,26 +2,29 @@ use std::path::{Path, PathBuf};
 
 use kernel::Matrix;
 use kernel::quant::Format;
-use model::{Error, Export, Source, TensorInfo};
+use model::{Config, Error, Export, Scaling, Source, TensorInfo};
 
+use crate::decoder::FAMILIES;
 use crate::{fixtures, message};
 
 const FIXTURES: [&str; 3] = ["llama", "llama_untied", "granitemoeshared"];
 
 /// Writes a model as it is read from `source`.
 pub(crate) fn export(source: &Source, format: Format, to: &Path) -> Result<(), Error> {
-    let (config, tokenizer) = (source.config()?, source.tokenizer()?);
-    let template = source.template()?;
-    let export = Export {
-        name: "tiny",
-        config: &config,
-        tokenizer: &tokenizer,
-        template: &template,
-        format,
-    };
+    export_as(&source.config()?, source, format, to)
+}
+
+/// As [`export`], with another configuration of the same tensors.
+fn export_as(config: &Config, source: &Source, format: Format, to: &Path) -> Result<(), Error> {
+    let (tokenizer, template) = (source.tokenizer()?, source.template()?);
+    let export =
+        Export { name: "tiny", config, tokenizer: &tokenizer, template: &template, format };
     let mut tensors = |info: &TensorInfo| {
         let (rows, cols) = info.rows_cols();
-        source.matrix(&info.name, rows, cols)
+        match info.shape.len() {
+            1 => Ok(Matrix::from_f32(1, cols, source.vector(&info.name, cols)?)),
+            _ => source.matrix(&info.name, rows, cols),
+        }
     };
     if to.extension().is_some_and(|e| e == "gguf") {
         export.write_gguf(to, &mut tensors)
@@ -35,22 +38,89 @@ pub(crate) fn export(source: &Source, format: Format, to: &Path) -> Result<(), E
 fn tensors(source: &Source) -> Vec<(TensorInfo, Matrix)> {
     let with_matrix = |info: TensorInfo| {
         let (rows, cols) = info.rows_cols();
-        let matrix = source.matrix(&info.name, rows, cols).unwrap();
+        let matrix = match info.shape.len() {
+            1 => Matrix::from_f32(1, cols, source.vector(&info.name, cols).unwrap()),
+            _ => source.matrix(&info.name, rows, cols).unwrap(),
+        };
         (info, matrix)
     };
     source.config().unwrap().tensors().into_iter().map(with_matrix).collect()
 }
 
 fn same_model(a: &Source, b: &Source) {
-    assert_eq!(a.config().unwrap(), b.config().unwrap());
+    let config = a.config().unwrap();
+    assert_eq!(config, b.config().unwrap());
     for ((info, a), (_, b)) in tensors(a).iter().zip(tensors(b)) {
-        assert_eq!(a.to_f32(), b.to_f32(), "{}", info.name);
+        let (a, b) = (a.to_f32(), b.to_f32());
+        // Gemma's files hold norms as their distance from 1.
+        let near = config.windows.is_some() && info.name.ends_with("norm.weight");
+        let fits = match near {
+            true => a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6),
+            false => a == b,
+        };
+        assert!(fits, "{:?}: {}", config.family, info.name);
     }
     let text = "Stop the pump of line 2<|im_end|>\n  every 12 weeks; don't…";
     let ids = |s: &Source| s.tokenizer().unwrap().encode(text).unwrap();
     assert_eq!(ids(a), ids(b));
     let (a, b) = (a.template().unwrap(), b.template().unwrap());
     assert_eq!((a.source(), a.bos(), a.eos()), (b.source(), b.bos(), b.eos()));
+}
+
+#[test]
+fn families_are_written_in_the_huggingface_layout() {
+    for name in FAMILIES {
+        let folder = tempfile::tempdir().unwrap();
+        let original = Source::open(&fixtures().join(name)).unwrap();
+        export(&original, Format::F32, folder.path()).unwrap();
+        same_model(&original, &Source::open(folder.path()).unwrap());
+    }
+}
+
+/// The configuration of a fixture, but for what GGUF cannot express of it.
+fn expressible(name: &str, mut config: Config) -> Config {
+    if let Some(routing) = &mut config.routing
+        && name == "qwen3_moe"
+    {
+        routing.normalise = true;
+    }
+    if name == "gemma3_text" {
+        config.scales.attention = None;
+    }
+    if let Some(Scaling::Yarn(yarn)) = &mut config.rope.scaling
+        && name == "deepseek_v2"
+    {
+        yarn.mscale = yarn.mscale_all;
+    }
+    config
+}
+
+#[test]
+fn families_are_written_as_gguf() {
+    for name in FAMILIES {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |file: &str| folder.path().join(file);
+        let original = Source::open(&fixtures().join(name)).unwrap();
+        let own = original.config().unwrap();
+        let config = expressible(name, own.clone());
+        if config != own {
+            let refused = export(&original, Format::F32, &path("refused.gguf")).unwrap_err();
+            assert!(refused.to_string().contains("GGUF cannot express"), "{name}: {refused}");
+        }
+        export_as(&config, &original, Format::F32, &path("model.gguf")).unwrap();
+        let gguf = Source::open(&path("model.gguf")).unwrap();
+        if name == "llama3" {
+            // The file holds what the scaling computes.
+            let found = gguf.config().unwrap();
+            let Some(Scaling::Factors(factors)) = found.rope.scaling else { panic!("{found:?}") };
+            assert_eq!((factors.len(), factors[0]), (8, 1.0));
+            let refused = export(&gguf, Format::F32, &path("huggingface")).unwrap_err();
+            assert!(refused.to_string().contains("a list of factors"), "{refused}");
+            continue;
+        }
+        export_as(&config, &original, Format::F32, &path("huggingface")).unwrap();
+        same_model(&Source::open(&path("huggingface")).unwrap(), &gguf);
+    }
 }
 
 #[test]
@@ -143,5 +213,12 @@ fn writes_exports_for_other_programs() {
         export(&source, Format::F32, &folder).unwrap();
         export(&source, Format::F32, &folder.with_extension("gguf")).unwrap();
         export(&source, Format::Q8_0, &folder.with_extension("q8_0.gguf")).unwrap();
+    }
+    for name in FAMILIES {
+        let source = Source::open(&fixtures().join(name)).unwrap();
+        let folder = Path::new(&folder).join(name);
+        let config = expressible(name, source.config().unwrap());
+        export_as(&config, &source, Format::F32, &folder).unwrap();
+        export_as(&config, &source, Format::F32, &folder.with_extension("gguf")).unwrap();
     }
 }

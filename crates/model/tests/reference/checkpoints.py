@@ -57,9 +57,11 @@ def randomise(model, seed):
     """Weights large enough that every part of the model shows in the output."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
-                parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+                # Gemma's norms hold the distance from 1.
+                centre = 0 if name.endswith("bias") or "gemma" in model.config.model_type else 1
+                parameter.copy_(centre + 0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) * 1.5 / parameter.shape[-1] ** 0.5)
 

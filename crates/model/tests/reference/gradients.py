@@ -1,65 +1,27 @@
 """Writes gradients.safetensors beside small checkpoints in ../fixtures/: the loss over two
-sequences and its gradient with respect to every tensor, computed by transformers in float64. Makes
-the checkpoints of models with experts of their own, too.
+sequences, its gradient with respect to every tensor, and how many tokens each expert got, computed
+by transformers in float64. Makes the checkpoints of families.py, too.
 
 Needs `pip install torch transformers accelerate gguf`. Made with torch 2.15 and transformers 5.24. Run checkpoints.py
-first, then: python gradients.py
+first, then: python gradients.py [NAME …]
 """
 
-import json
 import re
+import sys
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
-from transformers import (
-    AutoModelForCausalLM,
-    Glm4MoeConfig,
-    Glm4MoeForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
-from checkpoints import FIXTURES, SHAPE, randomise, tokenizer, write
+from checkpoints import FIXTURES, randomise, tokenizer, write
+from families import FAMILIES
 
 TEXTS = [
     "The pump of line 2 is stopped by the red switch.",
     "Check the valve every 12 weeks, and the oil when the pump is hot.",
 ]
-SMALL = {**SHAPE, "num_hidden_layers": 2, "tie_word_embeddings": False}
-
-
-def mixtral():
-    config = MixtralConfig(
-        **SMALL, head_dim=8, intermediate_size=12, num_local_experts=5, num_experts_per_tok=2,
-        sliding_window=None,
-    )
-    return MixtralForCausalLM(config)
-
-
-def qwen3_moe():
-    config = Qwen3MoeConfig(
-        **SMALL, head_dim=8, moe_intermediate_size=12, num_experts=5, num_experts_per_tok=2,
-        norm_topk_prob=False, intermediate_size=32,
-    )
-    return Qwen3MoeForCausalLM(config)
-
-
-def glm4_moe():
-    config = Glm4MoeConfig(
-        **{**SMALL, "rope_parameters": {**SHAPE["rope_parameters"], "partial_rotary_factor": 1.0}},
-        head_dim=8, moe_intermediate_size=12, n_routed_experts=5, num_experts_per_tok=2,
-        n_shared_experts=1, first_k_dense_replace=0, use_qk_norm=True, norm_topk_prob=True,
-        routed_scaling_factor=1.5, intermediate_size=32,
-    )
-    model = Glm4MoeForCausalLM(config)
-    for i, layer in enumerate(model.model.layers):
-        # Large enough to change which experts are chosen.
-        layer.mlp.gate.e_score_correction_bias = torch.tensor([0.2, -0.1, 0.0, 0.3, -0.2]) * (1 - i)
-    return model
 
 
 def split(name, tensor):
@@ -87,12 +49,41 @@ def in_mixtral(name):
     return name.replace("mlp.experts", "block_sparse_moe.experts")
 
 
+def in_granite(name):
+    """The other way round: Granite's files name the stacked experts otherwise than the model."""
+    for ours, theirs in [
+        ("experts.gate_up_proj", "input_linear.weight"), ("experts.down_proj", "output_linear.weight"),
+        ("router.weight", "router.layer.weight"),
+    ]:
+        name = name.replace(f"block_sparse_moe.{ours}", f"block_sparse_moe.{theirs}")
+    return name
+
+
+RENAMED = {"mixtral": in_mixtral, "granitemoe": in_granite}
+
+
+def count_loads(model):
+    """Collects how many tokens each expert of each layer gets."""
+    loads = {}
+
+    def count(module, inputs, output, name):
+        _, _, chosen = output
+        experts = module.weight.shape[0]
+        loads[name] = loads.get(name, 0) + torch.bincount(chosen.flatten(), minlength=experts)
+
+    for name, module in model.named_modules():
+        if "topkrouter" in type(module).__name__.lower():
+            module.register_forward_hook(lambda m, i, o, name=name: count(m, i, o, name))
+    return loads
+
+
 def gradients(folder):
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager"
     )
     if hasattr(model.config, "_experts_implementation"):
         model.config._experts_implementation = "eager"
+    loads = count_loads(model)
     tokens = [torch.tensor(tokenizer().encode(text).ids) for text in TEXTS]
     labels = sum(len(t) - 1 for t in tokens)
     total = 0
@@ -105,12 +96,14 @@ def gradients(folder):
         "lengths": torch.tensor([len(t) for t in tokens], dtype=torch.int32),
         "loss": total.detach().float().reshape(1),
     }
+    if loads:
+        out["loads"] = torch.stack(list(loads.values())).to(torch.int32)
+    rename = RENAMED.get(model.config.model_type, lambda name: name)
     for name, parameter in model.named_parameters():
         for part, values in split(name, parameter.grad).items():
-            part = in_mixtral(part) if model.config.model_type == "mixtral" else part
-            out[part] = values.float().contiguous()
+            out[rename(part)] = values.float().contiguous()
     with safe_open(folder / "model.safetensors", "pt") as file:
-        missing = {k for k in file.keys() if "bias" not in k} - out.keys()
+        missing = {k for k in file.keys() if "correction_bias" not in k} - out.keys()
     assert not missing, f"{folder}: no gradient for {sorted(missing)}"
     save_file(out, str(folder / "gradients.safetensors"))
     print(folder.name, labels, "labels, loss", total.item())
@@ -119,12 +112,15 @@ def gradients(folder):
 def main():
     torch.set_num_threads(1)
     tokens = tokenizer()
-    for seed, make in enumerate([mixtral, qwen3_moe, glm4_moe], 21):
-        model = make()
-        randomise(model, seed)
-        write(make.__name__, model, tokens)
-    for name in ["llama", "llama_untied", "mixtral", "qwen3_moe", "glm4_moe"]:
-        gradients(FIXTURES / name)
+    only = sys.argv[1:]
+    for seed, make in FAMILIES.items():
+        if not only or make.__name__ in only:
+            model = make()
+            randomise(model, seed)
+            write(make.__name__, model, tokens)
+    for name in ["llama", "llama_untied", *(make.__name__ for make in FAMILIES.values())]:
+        if not only or name in only:
+            gradients(FIXTURES / name)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 //! **Units**: bytes.
 
 use kernel::Precision;
-use model::Config;
+use model::{Config, HeadNorms};
 
 use super::Options;
 use crate::{Error, Optimizer};
@@ -129,7 +129,7 @@ impl Sizes {
             experts: routed(|routing| routing.experts),
             top_k: routed(|routing| routing.top_k),
             expert_width: routed(|routing| routing.width),
-            head_norms: config.head_norms,
+            head_norms: config.head_norms != HeadNorms::None,
             lane: if bf16 { 2 } else { 4 },
             copied: if bf16 { 2 } else { 0 },
         }

@@ -1,4 +1,4 @@
-use model::{Config, Family, Routing};
+use model::{Config, Family, HeadNorms, Rope, Routing, Scales};
 use serde::{Deserialize, Serialize};
 
 use crate::options::{check_clip, check_learning_rate, check_shares, refuse};
@@ -92,9 +92,12 @@ impl Options {
             kv_heads: self.kv_heads,
             head_dim: self.hidden / self.heads,
             intermediate: self.width,
-            head_norms: routed,
+            head_norms: if routed { HeadNorms::Each } else { HeadNorms::None },
+            attention_bias: false,
+            latent: None,
             norm_eps: 1e-5,
-            rope_theta: 10_000.0,
+            rope: Rope { theta: 10_000.0, dim: self.hidden / self.heads, scaling: None },
+            scales: Scales::default(),
             windows: None,
             context: self.context,
             tied_embeddings: true,
@@ -108,6 +111,9 @@ impl Options {
                 sigmoid: true,
                 normalise: true,
                 scale: 1.0,
+                groups: None,
+                dense_layers: 0,
+                dense_width: 0,
             }),
         }
     }
