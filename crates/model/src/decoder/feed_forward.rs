@@ -101,7 +101,7 @@ impl Fused {
         purpose: Purpose,
     ) -> Self {
         let hidden = config.hidden;
-        let train = purpose == Purpose::WholeTraining;
+        let train = matches!(purpose, Purpose::Training | Purpose::WholeTraining);
         let experts = |count, width| {
             Experts::new(precision, count, hidden, width, train).with_gate(config.family.gate())
         };
@@ -168,7 +168,7 @@ impl Fused {
     }
 
     /// Adds to `dx` the gradient with respect to the rows, given `dy` with respect to the output;
-    /// sets or adds to the weights' gradients.
+    /// sets or adds to the weights' gradients, unless they are frozen.
     ///
     /// **Shapes**: dx, x, dy `[tokens, hidden]`; x is what [`Fused::choose`] was given, where it chose.
     pub(super) fn backward(
@@ -177,13 +177,13 @@ impl Fused {
         dx: &mut [f32],
         (x, dy): (&[f32], &Lanes),
         stash: FusedStash,
-        gradients: &mut LayerWeights,
+        mut gradients: Option<&mut LayerWeights>,
         mode: Output,
     ) {
         if let (Some(shared), Some(kept)) = (&self.shared, stash.shared) {
+            let weights = gradients.as_deref_mut();
             let gradients = ExpertGradients {
-                gate_up: &mut gradients.gate_up,
-                down: &mut gradients.down,
+                weights: weights.map(|w| [w.gate_up.as_mut_slice(), &mut w.down]),
                 gates: None,
                 mode,
             };
@@ -192,9 +192,9 @@ impl Fused {
         }
         let (Some(routed), Some((chosen, kept))) = (&self.routed, stash.routed) else { return };
         let mut d_weights = vec![0.0; chosen.choice.weights.len()];
+        let weights = gradients.as_deref_mut();
         let expert_gradients = ExpertGradients {
-            gate_up: &mut gradients.expert_gate_up,
-            down: &mut gradients.expert_down,
+            weights: weights.map(|w| [w.expert_gate_up.as_mut_slice(), &mut w.expert_down]),
             gates: Some(&mut d_weights),
             mode,
         };
@@ -204,8 +204,10 @@ impl Fused {
         let router = routed.router;
         router.backward(pool, &mut d_logits, &chosen.scores, &chosen.choice, &d_weights);
         let left = Lanes::new(pool, Precision::F32, &d_logits, router.experts);
-        let right = Lanes::new(pool, Precision::F32, x, dx.len() / dy.rows());
-        matmul_transposed(pool, &mut gradients.router, &left, &right, mode);
+        if let Some(gradients) = gradients {
+            let right = Lanes::new(pool, Precision::F32, x, dx.len() / dy.rows());
+            matmul_transposed(pool, &mut gradients.router, &left, &right, mode);
+        }
         routed.logits.backward(pool, dx, Left::Lanes(&left), Output::Add);
     }
 }

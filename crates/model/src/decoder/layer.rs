@@ -50,14 +50,12 @@ pub(super) struct Stash<'a> {
     parts: [Option<Buffer<'a>>; 2],
     middle: Buffer<'a>,
     feed_forward: FeedForwardStash<'a>,
+    mixture: Option<MixtureStash<'a>>,
 }
 
 enum FeedForwardStash<'a> {
     /// `[tokens, 2·intermediate]`, before the activation.
-    Plain {
-        gate_up: Buffer<'a>,
-        mixture: Option<MixtureStash<'a>>,
-    },
+    Plain(Buffer<'a>),
     Fused(Box<FusedStash<'a>>),
 }
 
@@ -65,7 +63,7 @@ impl Stash<'_> {
     /// The experts of the tokens, in a layer that routes them.
     pub(super) fn routes(&self) -> Option<&Routes> {
         match &self.feed_forward {
-            FeedForwardStash::Plain { .. } => None,
+            FeedForwardStash::Plain(_) => None,
             FeedForwardStash::Fused(stash) => stash.routes(),
         }
     }
@@ -146,8 +144,7 @@ impl Layer {
                 let mut inner = pool.buffer(gate_up.len() / 2);
                 kernel::gated(pool, &mut inner, &gate_up, down.inputs(), *gate);
                 let part = self.add_part(pass, x, down, &inner, &self.down_norm);
-                let mixture = self.mixture.as_ref().map(|m| m.train_forward(pool, x, &normed));
-                (part, FeedForwardStash::Plain { gate_up, mixture })
+                (part, FeedForwardStash::Plain(gate_up))
             }
             FeedForward::Fused(fused) => {
                 let (chosen, normed) = match fused.is_routed() {
@@ -167,8 +164,12 @@ impl Layer {
             }
             FeedForward::Stored(_) => panic!("the decoder was not loaded for training"),
         };
+        let mixture = self.mixture.as_ref().map(|mixture| {
+            let normed = self.norm(pass, &middle, &self.feed_forward_norm);
+            mixture.train_forward(pool, x, &normed)
+        });
         let parts = [first, second];
-        Stash { x: before, inputs, attention, parts, middle, feed_forward }
+        Stash { x: before, inputs, attention, parts, middle, feed_forward, mixture }
     }
 
     /// Turns `d`, the gradient with respect to the layer's output, into that with respect to its
@@ -183,18 +184,27 @@ impl Layer {
         mut trained: Trained,
     ) {
         let pool = pass.pool;
-        let Stash { x, inputs, attention, parts, middle, feed_forward } = stash;
+        let Stash { x, inputs, attention, parts, middle, feed_forward, mixture } = stash;
         let [first, second] = parts;
         let mut d_normed = pool.buffer(d.len());
-        {
+        let lowest = matches!(trained, Trained::Expert { lowest: true, .. });
+        if !lowest {
             let behind = second.as_deref().zip(self.down_norm.as_deref());
             let part = behind.map(|behind| {
                 outer_norm_backward(pass, behind, d, &mut trained, |w| &mut w.down_norm)
             });
-            let d = (&*d, part.as_deref().unwrap_or(d));
+            let d = part.as_deref().unwrap_or(d);
             self.feed_forward_backward(pass, d, &mut d_normed, &middle, feed_forward, &mut trained);
         }
-        if matches!(trained, Trained::Expert { lowest: true, .. }) {
+        if let (Some(mixture), Some(kept)) = (&self.mixture, mixture) {
+            let Trained::Expert { gradients, pull, .. } = &mut trained else {
+                panic!("the decoder was not loaded for this training");
+            };
+            let normed = self.norm(pass, &middle, &self.feed_forward_norm);
+            let upstream = Upstream { x: &normed, dy: d, pull };
+            mixture.train_backward(pool, &mut d_normed, upstream, kept, gradients);
+        }
+        if lowest {
             return;
         }
         if let Trained::Whole { gradients, mode } = &mut trained {
@@ -218,48 +228,40 @@ impl Layer {
         ops::rms_norm_backward(pool, d, &x, &self.attention_norm, pass.eps, &d_normed);
     }
 
-    /// Sets `d_normed` to the gradient with respect to the feed-forward's normed input, given those
-    /// with respect to the layer's output and to the feed-forward's part of it.
+    /// Sets `d_normed` to the gradient with respect to the feed-forward's normed input, given `d` with
+    /// respect to its part of the layer's output.
     fn feed_forward_backward(
         &self,
         pass: &Pass,
-        (d, d_part): (&[f32], &[f32]),
+        d: &[f32],
         d_normed: &mut [f32],
         middle: &[f32],
         stash: FeedForwardStash,
         trained: &mut Trained,
     ) {
         let pool = pass.pool;
-        match (&self.feed_forward, stash, trained) {
+        let (gradients, mode) = match trained {
+            Trained::Expert { .. } => (None, Output::Add),
+            Trained::Whole { gradients, mode } => (Some(&mut **gradients), *mode),
+        };
+        match (&self.feed_forward, stash) {
             (
                 FeedForward::Plain { gate_up, down, gate },
-                FeedForwardStash::Plain { gate_up: mut d_gate_up, mixture: kept },
-                Trained::Expert { gradients, pull, lowest },
-            ) => {
-                if !*lowest {
-                    let mut d_inner = pool.buffer(d_gate_up.len() / 2);
-                    down.backward(pool, &mut d_inner, Left::Rows(d_part), Output::Replace);
-                    kernel::gated_backward(pool, &mut d_gate_up, &d_inner, down.inputs(), *gate);
-                    gate_up.backward(pool, d_normed, Left::Rows(&d_gate_up), Output::Replace);
-                }
-                if let (Some(mixture), Some(kept)) = (&self.mixture, kept) {
-                    let normed = self.norm(pass, middle, &self.feed_forward_norm);
-                    let upstream = Upstream { x: &normed, dy: d, pull };
-                    mixture.train_backward(pool, d_normed, upstream, kept, gradients);
-                }
+                FeedForwardStash::Plain(mut d_gate_up),
+            ) if gradients.is_none() => {
+                let mut d_inner = pool.buffer(d_gate_up.len() / 2);
+                down.backward(pool, &mut d_inner, Left::Rows(d), Output::Replace);
+                kernel::gated_backward(pool, &mut d_gate_up, &d_inner, down.inputs(), *gate);
+                gate_up.backward(pool, d_normed, Left::Rows(&d_gate_up), Output::Replace);
             }
-            (
-                FeedForward::Fused(fused),
-                FeedForwardStash::Fused(stash),
-                Trained::Whole { gradients, mode },
-            ) => {
+            (FeedForward::Fused(fused), FeedForwardStash::Fused(stash)) => {
                 ops::clear(pool, d_normed);
                 // The router alone reads its input as f32.
                 let normed =
                     fused.is_routed().then(|| self.norm(pass, middle, &self.feed_forward_norm));
                 let normed = normed.as_deref().unwrap_or_default();
-                let dy = fused.lanes(pool, d_part, self.attention.qkv.inputs());
-                fused.backward(pool, d_normed, (normed, &dy), *stash, gradients, *mode);
+                let dy = fused.lanes(pool, d, self.attention.qkv.inputs());
+                fused.backward(pool, d_normed, (normed, &dy), *stash, gradients, mode);
             }
             _ => panic!("the decoder was not loaded for this training"),
         }

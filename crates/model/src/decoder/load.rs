@@ -59,14 +59,11 @@ impl Decoder {
     }
 }
 
-/// What has no backward pass, or no place for an expert.
+/// What has no backward pass.
 fn refuse_untrainable(source: &Source, config: &Config, purpose: Purpose) -> Result<(), Error> {
     let departments = config.family == Family::GraniteMoeShared;
     let problem = match purpose {
         Purpose::Inference | Purpose::Generation => return Ok(()),
-        Purpose::Training if config.routing.is_some() => {
-            "department experts stand beside a llama-like base, not beside experts of its own"
-        }
         Purpose::WholeTraining if departments => {
             "a joined model is trained expert by expert, not as a whole"
         }

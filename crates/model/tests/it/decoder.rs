@@ -394,20 +394,43 @@ fn expert_gradients_agree_with_finite_differences() {
     let decoder = load("llama", Purpose::Training).decoder;
     let Trained { tokens, weights, .. } = trained(decoder.config());
     check_expert_gradients(decoder, &tokens, weights);
-    for name in DEPARTMENT_BASES {
+    for name in FAMILIES {
         let decoder = load(name, Purpose::Training).decoder;
-        let config = decoder.config();
-        let mut weights = ExpertWeights::zeros(config.layers, 0..config.layers, config.hidden, 6);
-        for (tensor, values) in weights.tensors_mut().enumerate() {
-            let wave = |i: usize| ((i * i + 3 * tensor) as f32 * 0.7).sin() * 0.6;
-            values.iter_mut().enumerate().for_each(|(i, value)| *value = wave(i));
-        }
+        let weights = made_up_expert(decoder.config());
         check_expert_gradients(decoder, &tokens, weights);
     }
 }
 
-/// Bases whose layers differ from Llama's on the way back to the expert.
-const DEPARTMENT_BASES: [&str; 3] = ["qwen2", "qwen3", "gemma3_text"];
+fn made_up_expert(config: &model::Config) -> ExpertWeights {
+    let mut weights = ExpertWeights::zeros(config.layers, 0..config.layers, config.hidden, 6);
+    for (tensor, values) in weights.tensors_mut().enumerate() {
+        let wave = |i: usize| ((i * i + 3 * tensor) as f32 * 0.7).sin() * 0.6;
+        values.iter_mut().enumerate().for_each(|(i, value)| *value = wave(i));
+    }
+    weights
+}
+
+#[test]
+fn an_expert_is_scored_beside_every_family_as_it_was_trained() {
+    let pool = Pool::new(2);
+    for name in FAMILIES {
+        let mut trained = load(name, Purpose::Training).decoder;
+        let weights = made_up_expert(trained.config());
+        let tokens: Vec<u32> = (0..12).map(|i| 4 + i * 7 % 200).collect();
+        let (loss, _) = loss_and_gradients(&mut trained, &weights, &tokens);
+        let mut scored = load(name, Purpose::Inference).decoder;
+        let without = log_probs(&scored, &pool, &tokens, ExpertSet::NONE);
+        scored.attach(&pool, &[("a", &weights)]);
+        let found = log_probs(&scored, &pool, &tokens, ExpertSet::NONE);
+        assert_eq!(found, without, "{name}: not permitted, it changes no bit");
+        let found = log_probs(&scored, &pool, &tokens, ExpertSet::single(0));
+        let vocab = scored.config().vocab;
+        let next = tokens[1..].iter().zip(found.chunks_exact(vocab));
+        let mean = -next.map(|(&next, row)| row[next as usize]).sum::<f32>() / 11.0;
+        assert!((mean - loss).abs() < 1e-4, "{name}: {mean}, trained on {loss}");
+        assert!(largest_difference(&found, &without) > 1e-3, "{name}: permitted, it does");
+    }
+}
 
 fn check_expert_gradients(mut decoder: Decoder, tokens: &[u32], mut weights: ExpertWeights) {
     // The expert has a part in the upper layers only: backward stops above the lowest.

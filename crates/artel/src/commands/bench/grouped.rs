@@ -133,8 +133,7 @@ impl Side {
         let started = Instant::now();
         let dy = Lanes::new(pool, self.precision, &dy, self.hidden);
         let gradients = ExpertGradients {
-            gate_up: &mut self.d_gate_up,
-            down: &mut self.d_down,
+            weights: Some([&mut self.d_gate_up, &mut self.d_down]),
             gates: None,
             mode: Output::Replace,
         };

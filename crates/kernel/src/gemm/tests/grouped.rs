@@ -60,8 +60,7 @@ impl Case {
         let mut d_gate_up = vec![7.0; self.gate_up.len()];
         let mut d_down = vec![7.0; self.down.len()];
         let gradients = ExpertGradients {
-            gate_up: &mut d_gate_up,
-            down: &mut d_down,
+            weights: Some([&mut d_gate_up, &mut d_down]),
             gates: Some(&mut d_gates),
             mode: Output::Replace,
         };
