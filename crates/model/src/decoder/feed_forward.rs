@@ -74,6 +74,19 @@ impl FeedForward {
             FeedForward::Stored(stored) => stored.bytes(),
         }
     }
+
+    /// As [`super::Decoder::bytes_of_a_token`].
+    pub(super) fn bytes_of_a_token(&self) -> usize {
+        let idle = |router: Router, bytes: usize| bytes - bytes / router.experts * router.top_k;
+        let idle = match self {
+            FeedForward::Plain { .. } => 0,
+            FeedForward::Fused(fused) => {
+                fused.routed.as_ref().map_or(0, |r| idle(r.router, r.experts.bytes()))
+            }
+            FeedForward::Stored(stored) => idle(stored.router, stored.routed.bytes()),
+        };
+        self.bytes() - idle
+    }
 }
 
 /// The experts of each row; `bias` is empty in families without.

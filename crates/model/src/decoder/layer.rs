@@ -311,6 +311,11 @@ impl Layer {
     pub(super) fn bytes(&self) -> usize {
         self.attention.bytes() + self.feed_forward.bytes()
     }
+
+    /// As [`super::Decoder::bytes_of_a_token`].
+    pub(super) fn bytes_of_a_token(&self) -> usize {
+        self.attention.bytes() + self.feed_forward.bytes_of_a_token()
+    }
 }
 
 pub(super) fn copy<'a>(pool: &'a Pool, x: &[f32]) -> Buffer<'a> {

@@ -88,6 +88,13 @@ impl Decoder {
         layers + self.head.bytes() + self.embedding.bytes()
     }
 
+    /// Of these, what one token alone is multiplied with: of a model's own experts, those that it
+    /// chooses.
+    pub fn bytes_of_a_token(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::bytes_of_a_token).sum();
+        layers + self.head.bytes()
+    }
+
     /// How most products are computed, for people to read.
     pub fn product_name(&self) -> &'static str {
         self.head.product_name()

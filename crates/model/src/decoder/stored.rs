@@ -13,14 +13,14 @@ use crate::{Config, Error, TensorInfo};
 
 /// Routed experts, and what all tokens go through, in tiles.
 pub(super) struct StoredExperts {
-    router: Router,
+    pub(super) router: Router,
     /// As in [`Fused`].
     factor: f32,
     /// `[experts, hidden]`: routing decisions stay in f32.
     logits: Linear,
     /// Empty in families without.
     bias: Vec<f32>,
-    routed: TiledExperts,
+    pub(super) routed: TiledExperts,
     shared: Option<TiledExperts>,
 }
 

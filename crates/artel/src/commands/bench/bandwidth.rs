@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     ensure!(args.rounds > 0 && args.memory > 0, "--rounds and --memory must be at least 1");
     let subject = args.subject.load(setup.pool())?;
     eprintln!("{}", subject.describe(args.subject.path()));
-    let weights = subject.model.decoder.bytes() as f64;
+    let weights = subject.model.decoder.bytes_of_a_token() as f64;
     let memory = Readable::new(args.memory << 20);
     let prompt = subject.prompt(TURN)?;
     let mut cache = KvCache::new(subject.model.config());

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use kernel::{Packed, Pool, Precision};
 use model::{Config, Source, Weights};
-use train::scratch::{Options, Trainer};
+use train::scratch::{self, Ledger, Options, Trainer};
 use train::{Optimizer, Sample};
 
 use super::median;
@@ -46,18 +46,30 @@ pub(crate) struct ThreadsArgs {
 /// The random model.
 #[derive(clap::Args)]
 struct Shape {
-    /// Routed experts of width 256; 0 for a dense feed-forward of width 1024
+    #[arg(long, default_value_t = 384)]
+    hidden: usize,
+    #[arg(long, default_value_t = 6)]
+    layers: usize,
+    #[arg(long, default_value_t = 6)]
+    heads: usize,
+    /// Routed experts; 0 for a dense feed-forward as wide as all experts of a token
     #[arg(long, default_value_t = 0)]
     experts: usize,
     /// Experts of each token
     #[arg(long, default_value_t = 4)]
     top_k: usize,
+    /// Width of an expert
+    #[arg(long, default_value_t = 256)]
+    expert_width: usize,
     /// Sequences of a step
     #[arg(long, default_value_t = 8)]
     sequences: usize,
     /// Tokens of a sequence
     #[arg(long, default_value_t = 256)]
     tokens: usize,
+    /// Tokens that are computed at once; a step of more adds up gradients [default: all of a step]
+    #[arg(long)]
+    micro_batch_tokens: Option<usize>,
 }
 
 /// Tokens of the random model's vocabulary.
@@ -79,6 +91,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         _ => args.shape.subject()?,
     };
     let precision = if args.f32 { Precision::F32 } else { Precision::best() };
+    let ledger = subject.ledger(&pool, precision);
     let mut trainer = subject.trainer(&pool, precision);
     let kernel = Packed::unset(precision, 64, 64).kernel();
     let (mut losses, mut times) = (Vec::new(), Vec::new());
@@ -95,6 +108,9 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         format!(" of {:.0}, {:.3} of the peak", peak / 1e9, flops / peak)
     });
     println!("losses {}", losses.join(" "));
+    if let Some([held, _]) = scratch::held() {
+        println!("memory {} MiB at most, {} predicted", held >> 20, ledger.total() >> 20);
+    }
     println!(
         "{} parameters, {tokens} tokens a step, {} threads, {}: {:.0} GFLOP/s{peak}",
         trainer.parameters(),
@@ -156,13 +172,20 @@ fn flops(config: &Config, step: &[Sample]) -> f64 {
 impl Shape {
     /// The models of `bench/train-dense` and `bench/train-moe`, but for how experts are chosen.
     fn subject(&self) -> Result<Subject> {
+        let all = self.sequences * self.tokens;
         let options = Options {
-            kv_heads: 6,
-            width: if self.experts > 0 { 256 } else { 1024 },
+            hidden: self.hidden,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.heads,
+            width: if self.experts > 0 { self.expert_width } else { self.top_k * self.expert_width },
             experts: self.experts,
             // One of them is the expert that all tokens share.
             top_k: self.top_k.saturating_sub(1),
+            expert_width: self.expert_width,
             context: self.tokens,
+            batch_tokens: all,
+            micro_batch_tokens: self.micro_batch_tokens.unwrap_or(all),
             ..options()
         };
         options.check()?;
@@ -193,6 +216,11 @@ impl Subject {
             ensure!(sample.tokens.len() <= config.context, "{}: too long", batches.display());
         }
         Ok(Subject { config, options: options(), weights, steps })
+    }
+
+    fn ledger(&self, pool: &Pool, precision: Precision) -> Ledger {
+        let [_, held] = scratch::held().unwrap_or_default();
+        Ledger::predict(&self.config, &self.options, precision, pool.threads(), held)
     }
 
     fn trainer(&self, pool: &Pool, precision: Precision) -> Trainer {
