@@ -18,7 +18,8 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from urllib.parse import urlsplit
 
-MODEL = Path(__file__).parent.parent / "crates/model/tests/fixtures/granitemoeshared"
+from models import models
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 WORDS = "pump valve press belt oil filter motor sensor pressure line stop start".split()
 
@@ -26,7 +27,7 @@ WORDS = "pump valve press belt oil filter motor sensor pressure line stop start"
 class Server:
     def __init__(self, program, args):
         self.log = tempfile.TemporaryFile()
-        command = [program, "serve", "--model", str(args.model), "--listen", "127.0.0.1:0"]
+        command = [program, "serve", "--model", str(args.model or models()[0]), "--listen", "127.0.0.1:0"]
         self.process = Popen([*command, "--threads", str(args.threads)], stdout=PIPE, stderr=self.log, text=True)
         self.port = urlsplit(self.process.stdout.readline().strip()).port
         if self.port is None:
@@ -306,7 +307,7 @@ class Load:
 def main():
     parser = argparse.ArgumentParser(prog="bench/load", description=__doc__.splitlines()[0])
     parser.add_argument("artel", help="the program")
-    parser.add_argument("--model", type=Path, default=MODEL, help="a GGUF file or a folder [default: random weights]")
+    parser.add_argument("--model", type=Path, help="a GGUF file or a folder [default: the first of models.py]")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--tokens", type=int, default=48, help="most tokens of an answer")

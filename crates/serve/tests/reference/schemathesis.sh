@@ -6,4 +6,5 @@
 set -euo pipefail
 checks=not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance
 checks+=,response_headers_conformance,unsupported_method
-exec schemathesis run "$1/openapi.json" --checks "$checks" "${@:2}"
+# An answer without a limit of tokens may take minutes.
+exec schemathesis run "$1/openapi.json" --checks "$checks" --request-timeout 300 "${@:2}"
