@@ -33,7 +33,7 @@ pub use memory::{huge_pages, keep_freed_memory};
 pub use peak::peak;
 pub use pool::Pool;
 pub use quant::Matrix;
-pub use router::{Choice, Groups, Router, Scores};
+pub use router::{Choice, Groups, Router, Scores, SequenceBalance};
 
 /// The type in which matrices are multiplied. Sums are f32 in both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,10 +1,14 @@
 //! Which experts a token goes to, and with which weights.
 
+mod balance;
+
 use std::ops::Range;
 
 use crate::cpu::multiversion;
 use crate::ops::{exp, sigmoid};
 use crate::pool::{Pool, SendPtr};
+
+pub use balance::SequenceBalance;
 
 /// Tokens of a task.
 const TOKENS: usize = 64;

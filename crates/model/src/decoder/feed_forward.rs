@@ -1,8 +1,10 @@
 //! The feed-forward of a layer: one for all tokens, or experts among which a router chooses.
 
+use std::ops::Range;
+
 use kernel::{
     Choice, ExpertGradients, Experts, Gate, Kept, Lanes, Left, Output, Pool, Precision, Router,
-    Routes, matmul_transposed,
+    Routes, SequenceBalance, matmul_transposed,
 };
 
 use super::LayerWeights;
@@ -47,6 +49,8 @@ pub(super) struct Chosen {
     scores: Vec<f32>,
     choice: Choice,
     pub(super) routes: Routes,
+    /// What is asked of the scores besides, and its weight.
+    balance: Option<(SequenceBalance, f32)>,
 }
 
 /// What [`Fused::backward`] needs of the forward pass.
@@ -102,7 +106,7 @@ pub(super) fn choose(
     let mut scores = logits.apply(pool, x).to_vec();
     let choice = router.choose(pool, &mut scores, (!bias.is_empty()).then_some(bias));
     let routes = Routes::new(router.experts, router.top_k, &choice.experts, &choice.weights);
-    Chosen { scores, choice, routes }
+    Chosen { scores, choice, routes, balance: None }
 }
 
 impl Fused {
@@ -154,6 +158,22 @@ impl Fused {
     pub(super) fn choose(&self, pool: &Pool, x: &[f32]) -> Option<Chosen> {
         let routed = self.routed.as_ref()?;
         Some(choose(pool, routed.router, &routed.logits, &routed.bias, x))
+    }
+
+    /// The balance loss of whole sequences, where experts are chosen; the backward pass adds the
+    /// gradient of `weight` times its sum over the tokens.
+    pub(super) fn balance(
+        &self,
+        pool: &Pool,
+        stash: &mut FusedStash,
+        sequences: &[Range<usize>],
+        weight: f32,
+    ) -> Option<f32> {
+        let (routed, (chosen, _)) = self.routed.as_ref().zip(stash.routed.as_mut())?;
+        let balance = routed.router.sequence_balance(pool, &chosen.scores, sequences);
+        let loss = balance.loss;
+        chosen.balance = (weight != 0.0).then_some((balance, weight));
+        Some(loss)
     }
 
     /// The rows as they are multiplied.
@@ -216,6 +236,10 @@ impl Fused {
         let mut d_logits = pool.buffer(chosen.scores.len());
         let router = routed.router;
         router.backward(pool, &mut d_logits, &chosen.scores, &chosen.choice, &d_weights);
+        if let Some((balance, weight)) = &chosen.balance {
+            let scores = &chosen.scores;
+            router.sequence_balance_backward(pool, &mut d_logits, scores, balance, *weight);
+        }
         let left = Lanes::new(pool, Precision::F32, &d_logits, router.experts);
         if let Some(gradients) = gradients {
             let right = Lanes::new(pool, Precision::F32, x, dx.len() / dy.rows());

@@ -172,6 +172,22 @@ impl Layer {
         Stash { x: before, inputs, attention, parts, middle, feed_forward, mixture }
     }
 
+    /// See [`Fused::balance`](super::feed_forward::Fused::balance).
+    pub(super) fn balance(
+        &self,
+        pool: &Pool,
+        stash: &mut Stash,
+        sequences: &[Range<usize>],
+        weight: f32,
+    ) -> Option<f32> {
+        match (&self.feed_forward, &mut stash.feed_forward) {
+            (FeedForward::Fused(fused), FeedForwardStash::Fused(stash)) => {
+                fused.balance(pool, stash, sequences, weight)
+            }
+            _ => None,
+        }
+    }
+
     /// Turns `d`, the gradient with respect to the layer's output, into that with respect to its
     /// input, and gives the gradients of what is trained. Below the lowest layer that is trained, `d`
     /// has no meaning.

@@ -98,6 +98,23 @@ impl Decoder {
         Tape { hidden: self.final_norm(pool, &x), last: x, layers }
     }
 
+    /// The balance loss by sequence of the model's own experts, the mean over its layers and tokens
+    /// (see [`kernel::SequenceBalance::loss`]); none without such experts. The backward pass adds the
+    /// gradient of `weight` times its sum over layers and tokens.
+    pub fn balance_sequences(
+        &self,
+        pool: &Pool,
+        batch: &Batch,
+        tape: &mut Tape,
+        weight: f32,
+    ) -> Option<f32> {
+        let layers = self.layers[self.first_trained()..].iter().zip(&mut tape.layers);
+        let losses =
+            layers.filter_map(|(l, stash)| l.balance(pool, stash, &batch.sequences, weight));
+        let losses: Vec<f32> = losses.collect();
+        (!losses.is_empty()).then(|| losses.iter().sum::<f32>() / losses.len() as f32)
+    }
+
     fn first_trained(&self) -> usize {
         if self.purpose == Purpose::WholeTraining {
             return 0;

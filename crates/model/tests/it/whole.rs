@@ -138,3 +138,53 @@ fn what_cannot_be_trained_whole_is_refused() {
     let model = model::Model::load_for(Purpose::WholeTraining, &path, Precision::F32);
     insta::assert_snapshot!(crate::message(model, &crate::fixtures()), @"granitemoeshared: a joined model is trained expert by expert, not as a whole");
 }
+
+/// The balance loss alone: with no gradient from the output, that of its sum is left.
+#[test]
+fn the_balance_loss_reaches_all_that_the_router_reads() {
+    let source = Source::open(&fixture("glm4_moe")).unwrap();
+    let config = source.config().unwrap();
+    let weights = Weights::read(&source).unwrap();
+    let bytes = std::fs::read(fixture("glm4_moe").join("gradients.safetensors")).unwrap();
+    let batch = batch(&SafeTensors::deserialize(&bytes).unwrap());
+    let pool = Pool::new(2);
+    let layers = config.layers - config.routing.unwrap().dense_layers;
+    let run = |weights: &Weights, gradients: Option<&mut Weights>| {
+        let purpose = Purpose::WholeTraining;
+        let decoder = Decoder::of_weights(&pool, &config, Precision::F32, purpose, weights);
+        let mut tape = decoder.train_forward(&pool, &batch, decoder.train_stem(&pool, &batch));
+        let loss = decoder.balance_sequences(&pool, &batch, &mut tape, 1.0).unwrap();
+        if let Some(gradients) = gradients {
+            let zero = vec![0.0; tape.hidden.len()];
+            let mode = Output::Add;
+            decoder.train_backward_whole(&pool, &batch, tape, &zero, gradients, mode);
+        }
+        loss * (layers * batch.tokens.len()) as f32
+    };
+    let mut gradients = Weights::zeros(&config);
+    let loss = run(&weights, Some(&mut gradients));
+    assert!(loss > 0.9 * (layers * batch.tokens.len()) as f32, "{loss}");
+    // A step along a tensor's gradient changes the loss by its length, so small a step that no expert is
+    // chosen instead of another.
+    for part in ["router", "o_proj", "input_layernorm", "v_proj"] {
+        let at = |step: f32| {
+            let mut moved = weights.clone();
+            let tensors = moved.tensors_mut(&config).into_iter().zip(gradients.tensors(&config));
+            let mut length = 0.0;
+            for ((info, values), (_, gradient)) in tensors {
+                let found = info.name.replace("mlp.gate.weight", "router");
+                if found.contains(part) && !info.name.contains("layers.1.") {
+                    length += f64::from(norm(gradient));
+                    let scale = step / norm(gradient).max(1e-9);
+                    values.iter_mut().zip(gradient).for_each(|(v, g)| *v += scale * g);
+                }
+            }
+            (f64::from(run(&moved, None)), length)
+        };
+        let step = 2e-4;
+        let ((up, length), (down, _)) = (at(step), at(-step));
+        let numeric = (up - down) / f64::from(2.0 * step);
+        assert!(length > 0.0, "{part} has no gradient");
+        assert!((numeric / length - 1.0).abs() < 0.05, "{part}: {numeric}, not {length}");
+    }
+}

@@ -16,6 +16,12 @@ pub struct Balance {
     pub max_violation: f32,
     /// Experts without a token, over all layers.
     pub idle: usize,
+    /// The balance loss by sequence, mean over layers and tokens: 1 where each sequence uses its
+    /// experts evenly, more where not.
+    ///
+    /// **Source**: arXiv 2412.19437, eq. 17 to 20, without the weight.
+    #[serde(default)]
+    pub sequence: f32,
 }
 
 impl Loads {
@@ -28,8 +34,8 @@ impl Loads {
         }
     }
 
-    /// None in a dense model.
-    pub(crate) fn balance(&self) -> Option<Balance> {
+    /// None in a dense model; `sequence` is the balance loss by sequence.
+    pub(crate) fn balance(&self, sequence: f32) -> Option<Balance> {
         if self.0.is_empty() {
             return None;
         }
@@ -41,6 +47,7 @@ impl Loads {
         Some(Balance {
             max_violation: self.0.iter().map(violation).fold(0.0, f32::max),
             idle: self.0.iter().flatten().filter(|&&load| load == 0).count(),
+            sequence,
         })
     }
 
@@ -78,12 +85,15 @@ mod tests {
         let mut loads = Loads::default();
         loads.add([vec![3, 1, 0, 0], vec![1, 1, 1, 1]].into_iter());
         loads.add([vec![3, 1, 0, 0], vec![1, 1, 1, 1]].into_iter());
-        assert_eq!(loads.balance(), Some(Balance { max_violation: 2.0, idle: 2 }));
+        assert_eq!(
+            loads.balance(1.5),
+            Some(Balance { max_violation: 2.0, idle: 2, sequence: 1.5 })
+        );
         loads.level(&mut weights, 0.1);
         let bias = &weights.layers[0].bias;
         assert!(bias[0] < bias[1] && bias[2] == bias[3] && bias[1] < bias[2], "{bias:?}");
         assert!(bias.iter().sum::<f32>().abs() < 1e-6);
         assert_eq!(weights.layers[1].bias, [0.0; 4]);
-        assert_eq!(Loads::default().balance(), None, "a dense model");
+        assert_eq!(Loads::default().balance(0.0), None, "a dense model");
     }
 }

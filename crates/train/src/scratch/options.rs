@@ -26,6 +26,9 @@ pub struct Options {
     pub expert_width: usize,
     /// How far an expert's bias moves in a step, towards equal loads.
     pub balance_rate: f32,
+    /// Weight of the balance loss by sequence, beside that of the language model: it keeps single
+    /// sequences from using the same experts throughout.
+    pub sequence_balance: f32,
     /// What moves the matrices; embedding, output, router and norms always go by AdamW.
     pub optimizer: Optimizer,
     pub learning_rate: f32,
@@ -63,6 +66,7 @@ impl Default for Options {
             top_k: 4,
             expert_width: 256,
             balance_rate: 1e-3,
+            sequence_balance: 1e-4,
             optimizer: Optimizer::Muon,
             learning_rate: 3e-3,
             schedule: Shape::Wsd,
@@ -174,6 +178,7 @@ impl Options {
             ("warmup", self.warmup),
             ("weight_decay", self.weight_decay),
             ("balance_rate", self.balance_rate),
+            ("sequence_balance", self.sequence_balance),
         ];
         check_shares(&shares, 1.0)?;
         check_clip(self.clip)

@@ -51,6 +51,7 @@ impl Scalars for Progress {
         if let Some(balance) = self.balance {
             scalars.push(("max_violation", balance.max_violation));
             scalars.push(("idle_experts", balance.idle as f32));
+            scalars.push(("sequence_balance", balance.sequence));
         }
         scalars
     }

@@ -82,15 +82,19 @@ impl Trainer {
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.tokens.len()).collect();
         let parts = runs(&lengths, self.options.micro_batch_tokens);
         let total: f32 = parts.iter().flat_map(starts).map(|label| label.weight).sum();
-        let mut loss = 0.0;
+        let tokens = lengths.iter().sum::<usize>() as f32;
+        let (mut loss, mut sequence) = (0.0, 0.0);
         let mut loads = Loads::default();
         let mut mode = Output::Replace;
         for part in parts {
             let labels = labels_of(&samples[part.clone()]);
             let batch = Batch::of(samples[part].iter().map(|sample| sample.tokens.as_slice()));
             let stem = self.decoder.train_stem(pool, &batch);
-            let tape = self.decoder.train_forward(pool, &batch, stem);
+            let mut tape = self.decoder.train_forward(pool, &batch, stem);
             loads.add(tape.loads());
+            let weight = self.options.sequence_balance / tokens;
+            let uneven = self.decoder.balance_sequences(pool, &batch, &mut tape, weight);
+            sequence += uneven.unwrap_or(0.0) * batch.tokens.len() as f32 / tokens;
             let goal = |label: &Label| RowGoal {
                 row: label.row,
                 target: Some((label.target, label.weight / total)),
@@ -107,7 +111,7 @@ impl Trainer {
             mode = Output::Add;
         }
         let norm = update::norm(pool, &self.config, &self.gradients);
-        let figures = Figures { loss, gradient_norm: norm, balance: loads.balance() };
+        let figures = Figures { loss, gradient_norm: norm, balance: loads.balance(sequence) };
         if loss.is_finite() && norm.is_finite() {
             let gradients = &self.gradients;
             let (config, options) = (&self.config, &self.options);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kernel::{Pool, Precision};
 use model::{ExpertSet, Input, KvCache, Model, Source};
-use train::scratch::{Job, Options, Progress, Summary, sequences, train};
+use train::scratch::{Balance, Job, Options, Progress, Summary, sequences, train};
 use train::{Error, Optimizer, Sample, Shape};
 
 fn base() -> Source {
@@ -134,12 +134,27 @@ fn gradients_of_micro_batches_add_up() {
         let folder = tempfile::tempdir().unwrap();
         run(folder.path(), 1, Precision::F32, &options, 0).unwrap();
         let line = lines(folder.path()).swap_remove(0);
-        (line.loss, line.gradient_norm, line.balance)
+        (line.loss, line.gradient_norm, line.balance.unwrap())
     };
     let (whole, parts) = (first_loss(1 << 20), first_loss(48));
     assert!((whole.0 - parts.0).abs() < 1e-4, "losses {} and {}", whole.0, parts.0);
     assert!((whole.1 / parts.1 - 1.0).abs() < 1e-3, "norms {} and {}", whole.1, parts.1);
-    assert_eq!(whole.2, parts.2, "loads are counted over the step");
+    let loads = |balance: Balance| (balance.max_violation, balance.idle);
+    assert_eq!(loads(whole.2), loads(parts.2), "loads are counted over the step");
+    let sequence = whole.2.sequence - parts.2.sequence;
+    assert!(sequence.abs() < 1e-4, "{:?} and {:?}", whole.2, parts.2);
+}
+
+#[test]
+fn the_balance_loss_spreads_each_sequence_over_the_experts() {
+    let last = |sequence_balance: f32| {
+        let options = Options { sequence_balance, balance_rate: 0.0, ..options(4) };
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path(), 2, Precision::best(), &options, 0).unwrap();
+        lines(folder.path()).pop().unwrap().balance.unwrap().sequence
+    };
+    let (without, with) = (last(0.0), last(1.0));
+    assert!(with < without - 0.01 && with < 1.1, "{without} without the loss, {with} with it");
 }
 
 #[test]
