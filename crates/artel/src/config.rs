@@ -32,6 +32,7 @@ pub(crate) struct Config {
     pub background: Background,
     pub train: train::Options,
     pub scratch: train::scratch::Options,
+    pub tune: train::tune::Options,
     pub eval: Eval,
     pub serve: Serve,
 }
@@ -205,6 +206,8 @@ struct RawConfig {
     #[serde(default)]
     scratch: train::scratch::Options,
     #[serde(default)]
+    tune: train::tune::Options,
+    #[serde(default)]
     eval: Eval,
     #[serde(default)]
     serve: Serve,
@@ -272,6 +275,7 @@ impl Config {
         let teacher = raw.teacher.map(RawTeacher::resolve).transpose()?;
         raw.train.check().map_err(|error| anyhow!("[train] {error}"))?;
         raw.scratch.check().map_err(|error| anyhow!("[scratch] {error}"))?;
+        raw.tune.check().map_err(|error| anyhow!("[tune] {error}"))?;
         for key in &raw.serve.keys {
             key.check(&departments)?;
         }
@@ -288,6 +292,7 @@ impl Config {
             background: raw.background,
             train: raw.train,
             scratch: raw.scratch,
+            tune: raw.tune,
             eval: raw.eval,
             serve: raw.serve,
         };

@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 
 use commands::{
     bench, chat, demo, eval, export, forget, ingest, join, key, new, pull, quantize, run, serve,
-    status, synth, train,
+    status, synth, train, tune,
 };
 
 /// Turns a company's own documents into its own Mixture-of-Experts language model.
@@ -53,6 +53,8 @@ enum Command {
     Synth(synth::Args),
     /// Train experts
     Train(train::Args),
+    /// Tune the base itself on all departments' documents and examples, as [tune] in artel.toml says
+    Tune(tune::Args),
     /// Join the experts into one model
     Join(join::Args),
     /// Withdraw a department from the joined model
@@ -107,6 +109,7 @@ impl Command {
             Command::Ingest(args) => ingest::run(args, setup),
             Command::Synth(args) => synth::run(args, setup),
             Command::Train(args) => train::run(args, setup),
+            Command::Tune(args) => tune::run(args, setup),
             Command::Join(args) => join::run(args, setup),
             Command::Forget(args) => forget::run(args, setup),
             Command::Eval(args) => eval::run(args, setup),

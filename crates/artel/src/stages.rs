@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use store::{Artifact, Hash, Kind, Recipe, Workspace};
 
 use crate::Setup;
-use crate::commands::{background, eval, ingest, join, scratch, synth, train};
+use crate::commands::{background, eval, ingest, join, scratch, synth, train, tune};
 use crate::config::{Config, Department, Teacher};
 use crate::failure::{self, Hint};
 
@@ -33,6 +33,8 @@ pub(crate) enum Stage {
     Train(String),
     /// A model of its own, beside the path.
     Scratch,
+    /// The base itself, tuned, beside the path.
+    Tune,
     Join,
     Eval,
 }
@@ -71,6 +73,7 @@ impl Stage {
             Stage::Background => "background",
             Stage::NearMisses(_) => "near misses",
             Stage::Train(_) | Stage::Scratch => "train",
+            Stage::Tune => "tune",
             Stage::Join => "join",
             Stage::Eval => "eval",
         }
@@ -135,6 +138,7 @@ impl<'a> Stages<'a> {
             Stage::NearMisses(name) => (Kind::Examples, format!("{BACKGROUND}-{name}")),
             Stage::Train(name) => (Kind::Expert, name.clone()),
             Stage::Scratch => (Kind::Model, format!("{}-scratch", self.config.name)),
+            Stage::Tune => (Kind::Model, format!("{}-tuned", self.config.name)),
             Stage::Join => (Kind::Model, self.config.name.clone()),
             Stage::Eval => (Kind::Report, self.config.name.clone()),
         }
@@ -153,6 +157,10 @@ impl<'a> Stages<'a> {
                 Stage::NearMisses(name.clone()),
             ],
             Stage::Scratch => self.active().map(|d| Stage::Ingest(d.name.clone())).collect(),
+            Stage::Tune => {
+                let ingested = self.active().map(|d| Stage::Ingest(d.name.clone()));
+                ingested.chain(self.active().map(|d| Stage::Synth(d.name.clone()))).collect()
+            }
             Stage::Join => self.active().map(|d| Stage::Train(d.name.clone())).collect(),
             Stage::Eval => {
                 let collections = eval::measured(self).map(|d| Stage::Ingest(d.name.clone()));
@@ -205,6 +213,10 @@ impl<'a> Stages<'a> {
                 self.model_input(&mut inputs, &self.config.base)?;
                 scratch::recipe_config(self)?
             }
+            Stage::Tune => {
+                self.model_input(&mut inputs, &self.config.base)?;
+                tune::recipe_config(self)?
+            }
             Stage::Join => {
                 self.model_input(&mut inputs, &self.config.base)?;
                 let names: Vec<&str> = self.active().map(|d| d.name.as_str()).collect();
@@ -256,10 +268,15 @@ impl<'a> Stages<'a> {
         self.model_input(&mut BTreeMap::new(), &self.config.base)
     }
 
-    /// All stages with their states.
+    /// All stages with their states; those beside the path where they were done.
     pub(crate) fn survey(&self) -> Vec<(Stage, State)> {
         let mut known: Vec<(Stage, State)> = Vec::new();
-        for stage in self.all() {
+        let done = |stage: &Stage| {
+            let (kind, name) = self.target(stage);
+            self.workspace.open(kind, &name).is_ok()
+        };
+        let beside = [Stage::Scratch, Stage::Tune].into_iter().filter(done);
+        for stage in self.all().into_iter().chain(beside) {
             let waits_for = self.parents(&stage).into_iter().find(|parent| {
                 known.iter().any(|(stage, state)| stage == parent && *state != State::Fresh)
             });
@@ -303,6 +320,7 @@ impl<'a> Stages<'a> {
             Stage::NearMisses(name) => background::near_misses(self, name, &mut draft),
             Stage::Train(name) => train::stage(self, self.config.department(name)?, &mut draft),
             Stage::Scratch => scratch::stage(self, &mut draft),
+            Stage::Tune => tune::stage(self, &mut draft),
             Stage::Join => join::stage(self, &mut draft),
             Stage::Eval => eval::stage(self, &mut draft),
         }

@@ -231,12 +231,12 @@ impl Config {
     }
 
     /// The experts of a layer that has some.
-    pub(crate) fn routed(&self, layer: usize) -> Option<&Routing> {
+    pub fn routed(&self, layer: usize) -> Option<&Routing> {
         self.routing.as_ref().filter(|routing| layer >= routing.dense_layers)
     }
 
     /// Width of what all tokens of a layer go through; 0 for none.
-    pub(crate) fn common_width(&self, layer: usize) -> usize {
+    pub fn common_width(&self, layer: usize) -> usize {
         match &self.routing {
             Some(routing) if layer < routing.dense_layers => routing.dense_width,
             _ => self.intermediate,
@@ -244,7 +244,7 @@ impl Config {
     }
 
     /// Rows of the matrix that reads the layer's input for attention.
-    pub(crate) fn qkv_rows(&self) -> usize {
+    pub fn qkv_rows(&self) -> usize {
         let queries = self.heads * self.head_dim;
         match &self.latent {
             None => queries + 2 * self.kv_heads * self.head_dim,
@@ -256,7 +256,7 @@ impl Config {
     }
 
     /// Columns of the matrix that writes the attention's output.
-    pub(crate) fn attended_width(&self) -> usize {
+    pub fn attended_width(&self) -> usize {
         self.heads * self.latent.map_or(self.head_dim, |latent| latent.value_dim)
     }
 

@@ -7,7 +7,54 @@ use std::path::Path;
 use kernel::MappedFile;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::Error;
+use crate::{Error, TensorInfo};
+
+/// Tensors in f32 under names of their own: what is trained beside a model, for instance.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NamedTensors(pub Vec<(TensorInfo, Vec<f32>)>);
+
+impl NamedTensors {
+    /// All zero.
+    pub fn zeros(infos: impl IntoIterator<Item = TensorInfo>) -> Self {
+        let zeros = |info: TensorInfo| (vec![0.0; info.len()], info);
+        NamedTensors(infos.into_iter().map(zeros).map(|(values, info)| (info, values)).collect())
+    }
+
+    /// How many values there are.
+    pub fn parameters(&self) -> usize {
+        self.0.iter().map(|(info, _)| info.len()).sum()
+    }
+
+    /// Writes them as f32 safetensors; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] on a full disk, for instance.
+    pub fn write_file(&self, path: &Path) -> Result<(), Error> {
+        let tensors = self.0.iter();
+        let tensors = tensors.map(|(info, values)| {
+            (info.name.clone(), info.shape.clone(), bytemuck::cast_slice(values.as_slice()))
+        });
+        write(path, Some(("format", "pt".into())), tensors)
+    }
+
+    /// Reads these tensors from a safetensors file in f32; others in it are left.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Malformed`], [`Error::NoTensor`] or [`Error::Shape`] if it is not a
+    /// file with such tensors.
+    pub fn read_file(
+        path: &Path,
+        infos: impl IntoIterator<Item = TensorInfo>,
+    ) -> Result<Self, Error> {
+        let map = map(path)?;
+        let file = parse(path, &map)?;
+        let read = |info: TensorInfo| {
+            let values = floats(path, &file, &info.name, &info.shape)?;
+            Ok((info, values))
+        };
+        Ok(NamedTensors(infos.into_iter().map(read).collect::<Result<_, Error>>()?))
+    }
+}
 
 /// Writes tensors, name and shape and bytes of each, with one entry of metadata: the order of
 /// several would differ from run to run, and with it the file.

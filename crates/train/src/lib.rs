@@ -3,7 +3,7 @@
 //! [`Material`] (restated facts, questions with answers, documents) becomes [`Sample`]s; an
 //! expert learns them while text of the base's own holds its gates towards null elsewhere;
 //! [`join`](join::join) puts experts and base together. [`scratch`] trains all weights of a model that
-//! begins with random ones.
+//! begins with random ones; [`tune`] those of a base, or some of them.
 
 mod checkpoint;
 mod events;
@@ -17,12 +17,14 @@ mod sample;
 mod schedule;
 pub mod scratch;
 mod step;
+pub mod tune;
+pub mod whole;
 
 use std::path::PathBuf;
 
 pub use expert::{EXPERT_FILE, Job, Progress, Summary, train_expert};
 pub use options::{Optimizer, Options};
-pub use sample::{Material, Sample, samples};
+pub use sample::{Language, Material, Reading, Sample, samples};
 pub use schedule::Shape;
 
 /// What can go wrong in training.
@@ -44,6 +46,8 @@ pub enum Error {
     NotFinite { step: usize, learning_rate: f32 },
     #[error("training needs {ledger}; allowed are {limit} MiB; {change}")]
     Memory { ledger: String, limit: u64, change: &'static str },
+    #[error("{}: {problem}", path.display())]
+    Adapter { path: PathBuf, problem: String },
     #[error("expert {name}: {problem}")]
     Expert { name: String, problem: String },
 }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, Reading};
 
 /// What moves the expert's matrices; its router rows always go by AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +124,17 @@ impl Options {
         check_clip(self.clip)
     }
 
+    /// How material is read.
+    pub fn reading(&self) -> Reading {
+        Reading {
+            sequence_tokens: self.sequence_tokens,
+            passes: self.passes,
+            question_passes: self.question_passes,
+            prompt_weight: self.prompt_weight,
+            softened: self.document_kl > 0.0,
+        }
+    }
+
     /// The first of `layers` with a part of the expert.
     pub(crate) fn first_layer_of(&self, layers: usize) -> usize {
         (self.first_layer * layers as f32) as usize
@@ -131,7 +142,7 @@ impl Options {
 }
 
 /// An option's value that cannot work, and what to do.
-pub(crate) fn refuse(name: &'static str, value: String, expected: &str) -> Result<(), Error> {
+pub(crate) fn refuse<T>(name: &'static str, value: String, expected: &str) -> Result<T, Error> {
     Err(Error::Option { name, value, expected: expected.into() })
 }
 

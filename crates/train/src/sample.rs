@@ -1,6 +1,6 @@
-use model::{Message, Model};
+use model::{ChatTemplate, Message, Tokenizer};
 
-use crate::{Error, Options};
+use crate::Error;
 
 /// What an expert learns from.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +29,28 @@ pub struct Sample {
 /// message; the others are turns alone, which saves half of their tokens.
 const WHOLE_EVERY: usize = 8;
 
+/// How material is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading {
+    /// The longest sequence; longer documents are cut.
+    pub sequence_tokens: usize,
+    /// Times documents and statements are gone through, …
+    pub passes: usize,
+    /// … and questions.
+    pub question_passes: usize,
+    /// The weight of a question's tokens in the loss; an answer's have 1.
+    pub prompt_weight: f32,
+    /// Whether documents are [softened](Sample::softened).
+    pub softened: bool,
+}
+
+/// What turns text into tokens.
+#[derive(Clone, Copy)]
+pub struct Language<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub template: &'a ChatTemplate,
+}
+
 /// Turns material into samples, a sequence each: documents cut to `sequence_tokens`, statements,
 /// conversations. Sequences are packed into steps but never see each other: facts that always
 /// stand together would be learned by their neighbours instead of by what is asked.
@@ -37,25 +59,25 @@ const WHOLE_EVERY: usize = 8;
 /// [`Error::Model`] if the chat template or the tokenizer refuse; [`Error::NoLabels`] if nothing
 /// is left to predict.
 pub fn samples(
-    model: &Model,
+    language: Language,
     material: &[Material],
-    options: &Options,
+    reading: &Reading,
 ) -> Result<Vec<Sample>, Error> {
     let mut samples = Vec::new();
     let mut conversations = 0;
     for item in material {
         match item {
             Material::Document(text) => {
-                let tokens = model.tokenizer.encode_plain(text)?;
-                samples.extend(tokens.chunks(options.sequence_tokens).map(|tokens| Sample {
-                    softened: options.document_kl > 0.0,
-                    ..plain(tokens, options.passes)
+                let tokens = language.tokenizer.encode_plain(text)?;
+                samples.extend(tokens.chunks(reading.sequence_tokens).map(|tokens| Sample {
+                    softened: reading.softened,
+                    ..plain(tokens, reading.passes)
                 }));
             }
             Material::Text(text) => {
-                let mut tokens = model.tokenizer.encode_plain(&format!("{}\n", text.trim()))?;
-                tokens.truncate(options.sequence_tokens);
-                samples.push(plain(&tokens, options.passes));
+                let mut tokens = language.tokenizer.encode_plain(&format!("{}\n", text.trim()))?;
+                tokens.truncate(reading.sequence_tokens);
+                samples.push(plain(&tokens, reading.passes));
             }
             Material::Chat(messages) => {
                 let opening = match conversations % WHOLE_EVERY {
@@ -63,7 +85,7 @@ pub fn samples(
                     _ => Opening::Turns,
                 };
                 conversations += 1;
-                samples.push(conversation(model, messages, opening, options)?);
+                samples.push(conversation(language, messages, opening, reading)?);
             }
         }
     }
@@ -89,23 +111,23 @@ enum Opening {
 
 /// A conversation through the chat template: answers count fully, the rest by `prompt_weight`.
 fn conversation(
-    model: &Model,
+    language: Language,
     messages: &[Message],
     opening: Opening,
-    options: &Options,
+    reading: &Reading,
 ) -> Result<Sample, Error> {
     let tokens = |messages: &[Message], prompt: bool| {
         let text = match opening {
-            Opening::Whole => model.template.render(messages, prompt)?,
-            Opening::Turns => model.template.render_turns(messages, prompt)?,
+            Opening::Whole => language.template.render(messages, prompt)?,
+            Opening::Turns => language.template.render_turns(messages, prompt)?,
         };
-        model.tokenizer.encode(&text)
+        language.tokenizer.encode(&text)
     };
     let mut sample = Sample {
         tokens: Vec::new(),
         weights: Vec::new(),
         softened: false,
-        passes: options.question_passes,
+        passes: reading.question_passes,
     };
     for (index, message) in messages.iter().enumerate() {
         if message.role != "assistant" {
@@ -113,11 +135,11 @@ fn conversation(
         }
         let prompt = tokens(&messages[..index], true)?;
         let answered = tokens(&messages[..=index], false)?;
-        sample.weights.resize(prompt.len().min(answered.len()), options.prompt_weight);
+        sample.weights.resize(prompt.len().min(answered.len()), reading.prompt_weight);
         sample.weights.resize(answered.len(), 1.0);
         sample.tokens = answered;
     }
-    sample.tokens.truncate(options.sequence_tokens);
-    sample.weights.truncate(options.sequence_tokens);
+    sample.tokens.truncate(reading.sequence_tokens);
+    sample.weights.truncate(reading.sequence_tokens);
     Ok(sample)
 }

@@ -19,3 +19,5 @@ pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod synth;
 pub(crate) mod train;
+pub(crate) mod tune;
+mod whole;

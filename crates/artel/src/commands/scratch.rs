@@ -9,7 +9,9 @@ use model::{ChatTemplate, Source, Tokenizer};
 use serde_json::Value;
 use store::{Draft, Kind};
 use train::scratch;
+use train::whole::{self, Job};
 
+use super::whole::{check_memory, held_now, note, tell};
 use crate::progress::Progress;
 use crate::stages::{Stage, Stages};
 
@@ -69,26 +71,10 @@ fn renamed(base: &Tokenizer, tokenizer: &Tokenizer, old: u32) -> Result<u32> {
     id.with_context(|| format!("token {old} of the base ends or begins texts, but is no mark"))
 }
 
-/// The memory that training will take, which must be allowed and there.
-fn ledger(
-    config: &model::Config,
-    options: &scratch::Options,
-    threads: usize,
-) -> Result<scratch::Ledger> {
-    let [_, now] = scratch::held().unwrap_or_default();
-    let ledger = scratch::Ledger::predict(config, options, Precision::best(), threads, now);
-    let limit = match (options.memory_mb, scratch::available()) {
-        (0, Some(free)) => free + now,
-        (0, None) => u64::MAX,
-        (allowed, _) => allowed << 20,
-    };
-    ledger.check(limit)?;
-    Ok(ledger)
-}
-
 pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<String, u64>> {
     let (_, name) = stages.target(&Stage::Scratch);
-    let progress = Progress::new(format!("train {name}"), "steps");
+    let label = format!("train {name}");
+    let progress = Progress::new(&label, "steps");
     progress.say("reading the documents");
     let base = Source::open(&stages.base())?;
     let template = base.template()?;
@@ -105,44 +91,29 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
     let config = options.config(vocab, begin, ends);
     let bytes: usize = texts.iter().map(String::len).sum();
     drop(texts);
-    let job = scratch::Job {
+    let job = Job {
         name: &name,
         folder: draft.folder(),
         config: &config,
         tokenizer: &tokenizer,
         template: &template,
         samples: &samples,
-        options: &options,
     };
-    let mut at = |at: &scratch::Progress| {
-        let rate = at.tokens as f32 / at.seconds;
-        let balance = at.balance.map_or_else(String::new, |balance| {
-            format!(", MaxVio {:.1}, idle experts {}", balance.max_violation, balance.idle)
-        });
-        let note = format!("loss {:.2}, {rate:.0} tokens/s{balance}", at.loss);
-        progress.set(at.step as u64, at.steps as u64, &note);
-    };
+    let mut at = |at: &whole::Progress| progress.set(at.step as u64, at.steps as u64, &note(at));
     let pool = stages.pool();
-    let ledger = ledger(&config, &options, pool.threads())?;
-    eprintln!("train {name}: memory {ledger}");
-    let summary = scratch::train(&job, &pool, Precision::best(), &mut at)?;
+    let held = [held_now(), whole::all_states(&config)];
+    let (training, precision) = (options.training(), Precision::best());
+    let ledger = whole::Ledger::predict(&config, &training, precision, pool.threads(), held);
+    let otherwise = "make the model smaller (hidden, layers, experts, vocab in [scratch]), or raise \
+                     memory_mb if there is more memory";
+    check_memory(&label, &ledger, options.memory_mb, otherwise)?;
+    let summary = scratch::train(&job, &options, &pool, precision, &mut at)?;
     drop(progress);
-    if let Some([peak, _]) = scratch::held() {
-        let predicted = ledger.total() >> 20;
-        eprintln!("train {name}: {} MiB at most, {predicted} predicted", peak >> 20);
-    }
-    for alarm in &summary.alarms {
-        eprintln!("train {name}: warning: {alarm}");
-    }
     let bits = f64::from(summary.loss) * summary.tokens as f64 / bytes.max(1) as f64;
     eprintln!(
-        "train {name}: loss {:.3} nats/token, {:.3} bits/byte",
+        "{label}: loss {:.3} nats/token, {:.3} bits/byte",
         summary.loss,
         bits / std::f64::consts::LN_2
     );
-    Ok(BTreeMap::from([
-        ("steps".into(), summary.steps as u64),
-        ("tokens".into(), summary.tokens as u64),
-        ("parameters".into(), summary.parameters as u64),
-    ]))
+    Ok(tell(&label, &ledger, &summary))
 }

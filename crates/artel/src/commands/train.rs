@@ -9,7 +9,7 @@ use kernel::Precision;
 use model::{Model, Purpose};
 use serde_json::{Value, json};
 use store::{Draft, Kind, Recipe};
-use train::{Material, Options};
+use train::{Language, Material, Options};
 
 use super::background;
 use super::synth::repeats;
@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::stages::{Stage, Stages};
 
 /// The recipe's list of examples that repeat questions.
-const LEFT_OUT: &str = "left_out";
+pub(super) const LEFT_OUT: &str = "left_out";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -74,12 +74,17 @@ pub(crate) fn recipe_config(stages: &Stages, department: &str) -> Result<Value> 
     if let Value::Object(map) = &mut options {
         map.shift_remove("checkpoint_seconds");
     }
+    Ok(json!({ "options": options, LEFT_OUT: left_out_examples(stages, department)? }))
+}
+
+/// The examples of a department that repeat questions.
+pub(super) fn left_out_examples(stages: &Stages, department: &str) -> Result<Vec<String>> {
     let examples = synth::accepted(&stages.workspace.path(Kind::Examples, department))?;
     let mut left_out: Vec<String> =
         repeats(stages, &examples)?.into_iter().map(|repeat| repeat.example).collect();
     left_out.sort();
     left_out.dedup();
-    Ok(json!({ "options": options, LEFT_OUT: left_out }))
+    Ok(left_out)
 }
 
 /// Refuses experts that were trained on what now is a question: they would be asked what they
@@ -106,7 +111,7 @@ pub(crate) fn check_left_out(stages: &Stages) -> Result<()> {
     Ok(())
 }
 
-fn left_out(recipe: &Recipe) -> Vec<&str> {
+pub(super) fn left_out(recipe: &Recipe) -> Vec<&str> {
     let list = recipe.config[LEFT_OUT].as_array();
     list.map_or_else(Vec::new, |list| list.iter().filter_map(Value::as_str).collect())
 }
@@ -122,7 +127,8 @@ pub(crate) fn stage(
     let mut model = Model::load_for(Purpose::Training, &stages.base(), Precision::best())?;
     let options = options(stages);
     let material = material(stages, name, &left_out(draft.recipe()))?;
-    let samples = train::samples(&model, &material, &options)?;
+    let language = Language { tokenizer: &model.tokenizer, template: &model.template };
+    let samples = train::samples(language, &material, &options.reading())?;
     let mut negatives: Vec<Vec<u32>> = Vec::new();
     for written in [Stage::Background, Stage::NearMisses(name.clone())] {
         let (kind, name) = stages.target(&written);
@@ -156,7 +162,7 @@ pub(crate) fn stage(
 }
 
 /// The accepted examples and the documents, without what is held out.
-fn material(stages: &Stages, name: &str, left_out: &[&str]) -> Result<Vec<Material>> {
+pub(super) fn material(stages: &Stages, name: &str, left_out: &[&str]) -> Result<Vec<Material>> {
     let collection = Collection::open(&stages.workspace.path(Kind::Collection, name))?;
     let mut material: Vec<Material> = documents(&collection).map(Material::Document).collect();
     let mut examples = synth::accepted(&stages.workspace.path(Kind::Examples, name))?;

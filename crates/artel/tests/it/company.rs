@@ -57,6 +57,15 @@ batch_tokens = 256
 micro_batch_tokens = 128
 checkpoint_seconds = 0
 
+[tune]
+rank = 2
+passes = 2
+question_passes = 2
+sequence_tokens = 128
+batch_tokens = 256
+micro_batch_tokens = 128
+checkpoint_seconds = 0
+
 [eval]
 base_texts = 2
 base_tokens = 12

@@ -54,13 +54,18 @@ fn size_in_draft(partial: &Path, draft: &str, marker: &str) -> u64 {
 
 /// All files of an artifact but its manifest and its logs of times.
 fn content(folder: PathBuf) -> BTreeMap<String, Vec<u8>> {
-    fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
-        .filter(|(name, _)| name != "manifest.json" && name != "metrics.jsonl")
-        .filter(|(name, _)| !name.contains("tfevents"))
-        .collect()
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(&folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if entry.path().is_dir() {
+            let inside = content(entry.path()).into_iter();
+            files.extend(inside.map(|(file, bytes)| (format!("{name}/{file}"), bytes)));
+        } else if name != "manifest.json" && name != "metrics.jsonl" && !name.contains("tfevents") {
+            files.insert(name, fs::read(entry.path()).unwrap());
+        }
+    }
+    files
 }
 
 fn check_same(unbroken: &Company, killed: &Company, artifact: &str, kills: usize) {
@@ -85,6 +90,23 @@ fn a_killed_model_from_scratch_ends_where_an_unbroken_one_does() {
     assert!(kills > 0, "training was over before it could be killed");
     check_same(&unbroken, &killed, "models/acme-scratch", kills);
     let lineage = killed.succeed(&["status", "--lineage", "models/acme-scratch"]);
+    assert!(lineage.contains("documents/press/manual-0.md"), "{lineage}");
+    assert!(!lineage.contains("questions"), "{lineage}");
+}
+
+#[test]
+fn a_killed_tuning_ends_where_an_unbroken_one_does() {
+    let (unbroken, killed) = (Company::tiny(6), Company::tiny(6));
+    for company in [&unbroken, &killed] {
+        company.succeed(&["ingest"]);
+        company.succeed(&["synth"]);
+    }
+    unbroken.succeed(&["tune"]);
+    let kills = run_with_kills(&killed, &["tune"], "models-acme-tuned-", "metrics.jsonl", 3);
+    assert!(kills > 0, "training was over before it could be killed");
+    check_same(&unbroken, &killed, "models/acme-tuned", kills);
+    assert!(killed.path("models/acme-tuned/adapter/adapter_model.safetensors").exists());
+    let lineage = killed.succeed(&["status", "--lineage", "models/acme-tuned"]);
     assert!(lineage.contains("documents/press/manual-0.md"), "{lineage}");
     assert!(!lineage.contains("questions"), "{lineage}");
 }

@@ -10,3 +10,4 @@ mod messages;
 mod path;
 mod quantize;
 mod serve;
+mod tune;

@@ -70,6 +70,12 @@ impl Routes {
         self.starts.windows(2).map(|ends| ends[1] - ends[0])
     }
 
+    /// The sum of each expert's gates.
+    pub fn gates(&self) -> impl Iterator<Item = f64> {
+        let sum = |gates: &[f32]| gates.iter().map(|&gate| f64::from(gate)).sum();
+        self.starts.windows(2).map(move |ends| sum(&self.gates[ends[0]..ends[1]]))
+    }
+
     /// The rows of an expert whose tokens lie in `tokens`.
     pub(crate) fn within(
         &self,

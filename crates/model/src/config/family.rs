@@ -94,7 +94,7 @@ impl Family {
     }
 
     /// Whether attention and feed-forward are normed behind, too, before they join the residual.
-    pub(crate) fn outer_norms(self) -> bool {
+    pub fn outer_norms(self) -> bool {
         self == Family::Gemma3
     }
 

@@ -59,6 +59,18 @@ impl Decoder {
     }
 }
 
+impl Source {
+    /// The shape of the model, if all of it can be trained.
+    ///
+    /// # Errors
+    /// [`Error::NotAModel`] if not, with the reason.
+    pub fn trainable_config(&self) -> Result<Config, Error> {
+        let config = self.config()?;
+        refuse_untrainable(self, &config, Purpose::WholeTraining)?;
+        Ok(config)
+    }
+}
+
 /// What has no backward pass.
 fn refuse_untrainable(source: &Source, config: &Config, purpose: Purpose) -> Result<(), Error> {
     let departments = config.family == Family::GraniteMoeShared;

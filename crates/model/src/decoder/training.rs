@@ -43,6 +43,11 @@ impl Tape<'_> {
     pub fn loads(&self) -> impl Iterator<Item = Vec<usize>> {
         self.layers.iter().filter_map(|stash| stash.routes().map(|routes| routes.load().collect()))
     }
+
+    /// The sum of each such expert's gates over the tokens, layer by layer.
+    pub fn gates(&self) -> impl Iterator<Item = Vec<f64>> {
+        self.layers.iter().filter_map(|stash| stash.routes().map(|routes| routes.gates().collect()))
+    }
 }
 
 impl Decoder {

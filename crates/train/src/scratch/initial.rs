@@ -9,7 +9,7 @@ const EMBEDDING: f32 = 0.02;
 
 /// Norms are 1; matrices are uniform with the deviation (inputs)^-½ / 2, those that add to the
 /// residual divided by √(2 · layers), so that its size does not grow with the depth.
-pub(super) fn initial(config: &Config, seed: u64) -> Weights {
+pub fn initial(config: &Config, seed: u64) -> Weights {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut weights = Weights::zeros(config);
     for (info, values) in weights.tensors_mut(config) {

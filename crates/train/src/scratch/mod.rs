@@ -1,22 +1,66 @@
 //! Training of a whole model from random weights.
 
-mod balance;
 mod initial;
-mod ledger;
 mod options;
-mod run;
-mod step;
-mod update;
 
-pub use balance::Balance;
-pub use ledger::{Ledger, available, held};
+pub use initial::initial;
 pub use options::Options;
-pub use run::{Job, Progress, Summary, train};
-pub use step::{Figures, Trainer};
 
-use model::Tokenizer;
+use kernel::{Pool, Precision};
+use model::{Tokenizer, Weights};
 
+use crate::checkpoint::{self, State};
+use crate::metrics::Metrics;
+use crate::whole::{self, Job, Learned, Progress, Summary, Trainer};
 use crate::{Error, Sample};
+
+/// MaxVio above this over the last tenth of a run is worth a word: some expert then has three times
+/// its share.
+const IMBALANCE: f32 = 2.0;
+
+/// Trains a model and leaves it in the job's folder, in the Hugging Face layout. Checkpoints in it
+/// from an interrupted run of the same job are gone on from, to the same bits.
+///
+/// # Errors
+/// [`Error::Option`] before the start; [`Error::NotFinite`] if training diverges; what writing to
+/// the folder gives.
+pub fn train(
+    job: &Job,
+    options: &Options,
+    pool: &Pool,
+    precision: Precision,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Summary, Error> {
+    options.check()?;
+    let (config, training) = (job.config, options.training());
+    let mut trainer = match State::resume(job.folder, |path| Weights::read_file(config, path))? {
+        Some(state) => Trainer::of(pool, config, precision, &training, Learned::All(state)),
+        None => Trainer::new(pool, config, precision, &training, initial(config, options.seed)),
+    };
+    let metrics = whole::run(job, &mut trainer, pool, progress)?;
+    whole::write_model(job, trainer.learned().weights())?;
+    checkpoint::discard(job.folder)?;
+    Ok(whole::summary(job, &trainer, &metrics, alarms(&metrics)))
+}
+
+/// Experts that are not used, or hardly, at the end of a run.
+fn alarms(metrics: &Metrics<Progress>) -> Vec<String> {
+    let idle = metrics.final_mean(|line| line.balance.map(|balance| balance.idle as f32));
+    let violation = metrics.final_mean(|line| line.balance.map(|balance| balance.max_violation));
+    let mut alarms = Vec::new();
+    if idle >= 1.0 {
+        alarms.push(format!(
+            "{idle:.0} experts got no token in an average step; use fewer experts or larger steps"
+        ));
+    }
+    if violation > IMBALANCE {
+        alarms.push(format!(
+            "the busiest expert has {:.1} times its share (MaxVio {violation:.2}); raise balance_rate",
+            violation + 1.0
+        ));
+    }
+    alarms
+}
 
 /// Texts as sequences of at most the model's context, each text's end marked by `end`.
 ///

@@ -1,7 +1,8 @@
 use model::{Config, Family, HeadNorms, Rope, Routing, Scales};
 use serde::{Deserialize, Serialize};
 
-use crate::options::{check_clip, check_learning_rate, check_shares, refuse};
+use crate::options::refuse;
+use crate::whole::Training;
 use crate::{Error, Optimizer, Shape};
 
 /// A model to train from scratch, and how.
@@ -164,23 +165,24 @@ impl Options {
                 return refuse("expert_width", value, "it must be even, and divide the width");
             }
         }
-        if self.context < 2 || self.micro_batch_tokens < self.context {
-            let value = format!("{} with context {}", self.micro_batch_tokens, self.context);
-            let expected = "it must hold a sequence of at least 2 tokens";
-            return refuse("micro_batch_tokens", value, expected);
+        self.training().check("context", self.context)
+    }
+
+    /// How the weights are moved.
+    pub fn training(&self) -> Training {
+        Training {
+            optimizer: self.optimizer,
+            learning_rate: self.learning_rate,
+            schedule: self.schedule,
+            warmup: self.warmup,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            batch_tokens: self.batch_tokens,
+            micro_batch_tokens: self.micro_batch_tokens,
+            balance_rate: self.balance_rate,
+            sequence_balance: self.sequence_balance,
+            checkpoint_seconds: self.checkpoint_seconds,
+            seed: self.seed,
         }
-        if self.batch_tokens < self.context {
-            let value = format!("{} with context {}", self.batch_tokens, self.context);
-            return refuse("batch_tokens", value, "a step must hold a sequence");
-        }
-        check_learning_rate(self.learning_rate, "3e-3")?;
-        let shares = [
-            ("warmup", self.warmup),
-            ("weight_decay", self.weight_decay),
-            ("balance_rate", self.balance_rate),
-            ("sequence_balance", self.sequence_balance),
-        ];
-        check_shares(&shares, 1.0)?;
-        check_clip(self.clip)
     }
 }

@@ -6,12 +6,18 @@ use kernel::{Pool, Precision};
 use model::{ExpertSet, ExpertWeights, Input, KvCache, Message, Model, Purpose};
 use train::join::{Member, join};
 use train::{
-    EXPERT_FILE, Error, Job, Material, Optimizer, Options, Progress, Summary, samples, train_expert,
+    EXPERT_FILE, Error, Job, Language, Material, Optimizer, Options, Progress, Sample, Summary,
+    train_expert,
 };
 
 fn tiny(purpose: Purpose) -> Model {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/llama");
     Model::load_for(purpose, &path, Precision::F32).unwrap()
+}
+
+fn samples(model: &Model, material: &[Material], options: &Options) -> Result<Vec<Sample>, Error> {
+    let language = Language { tokenizer: &model.tokenizer, template: &model.template };
+    train::samples(language, material, &options.reading())
 }
 
 fn options() -> Options {

@@ -5,3 +5,4 @@
 
 mod expert;
 mod scratch;
+mod tune;

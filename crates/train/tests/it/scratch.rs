@@ -4,7 +4,8 @@ use std::path::Path;
 
 use kernel::{Pool, Precision};
 use model::{ExpertSet, Input, KvCache, Model, Source};
-use train::scratch::{Balance, Job, Options, Progress, Summary, sequences, train};
+use train::scratch::{Options, sequences, train};
+use train::whole::{Balance, Job, Progress, Summary};
 use train::{Error, Optimizer, Sample, Shape};
 
 fn base() -> Source {
@@ -61,9 +62,8 @@ fn run(
         tokenizer: &tokenizer,
         template: &template,
         samples: &samples,
-        options,
     };
-    train(&job, &Pool::new(threads), precision, &mut |at: &Progress| {
+    train(&job, options, &Pool::new(threads), precision, &mut |at: &Progress| {
         assert!(at.step != stop, "stopped by the test");
     })
 }

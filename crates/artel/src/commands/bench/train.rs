@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use kernel::{Packed, Pool, Precision};
 use model::{Config, Source, Weights};
-use train::scratch::{self, Ledger, Options, Trainer};
+use train::scratch::{Options, initial};
+use train::whole::{self, Ledger, Trainer};
 use train::{Optimizer, Sample};
 
 use super::median;
@@ -108,7 +109,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         format!(" of {:.0}, {:.3} of the peak", peak / 1e9, flops / peak)
     });
     println!("losses {}", losses.join(" "));
-    if let Some([held, _]) = scratch::held() {
+    if let Some([held, _]) = whole::held() {
         println!("memory {} MiB at most, {} predicted", held >> 20, ledger.total() >> 20);
     }
     println!(
@@ -219,16 +220,15 @@ impl Subject {
     }
 
     fn ledger(&self, pool: &Pool, precision: Precision) -> Ledger {
-        let [_, held] = scratch::held().unwrap_or_default();
-        Ledger::predict(&self.config, &self.options, precision, pool.threads(), held)
+        let [_, held] = whole::held().unwrap_or_default();
+        let held = [held, whole::all_states(&self.config)];
+        Ledger::predict(&self.config, &self.options.training(), precision, pool.threads(), held)
     }
 
     fn trainer(&self, pool: &Pool, precision: Precision) -> Trainer {
-        let mut trainer = Trainer::new(pool, &self.config, precision, &self.options);
-        if let Some(weights) = &self.weights {
-            trainer.set_weights(pool, weights.clone());
-        }
-        trainer
+        let weights =
+            self.weights.clone().unwrap_or_else(|| initial(&self.config, self.options.seed));
+        Trainer::new(pool, &self.config, precision, &self.options.training(), weights)
     }
 }
 

@@ -5,7 +5,7 @@
 use kernel::Precision;
 use model::{Config, HeadNorms};
 
-use super::Options;
+use super::Training;
 use crate::{Error, Optimizer};
 
 /// What memory goes for.
@@ -13,7 +13,8 @@ use crate::{Error, Optimizer};
 pub struct Ledger {
     /// What the process holds before: documents, samples, the tokenizer.
     pub held: u64,
-    /// Weights, gradients and the optimiser's two running means, in f32.
+    /// Weights, gradients and the optimiser's two running means, in f32: of all weights, or of what
+    /// is trained.
     pub states: u64,
     /// The weights as products read them, forward and backward.
     pub laid_out: u64,
@@ -29,22 +30,22 @@ const LOGIT_ROWS: u64 = 256;
 const PANEL: u64 = 64;
 
 impl Ledger {
-    /// For a model of this shape, micro-batches of as many tokens as the options say, on so many
-    /// threads; `held` is what the process holds already.
+    /// For a model of this shape, micro-batches of as many tokens as `training` says, on so many
+    /// threads; `held` is what the process holds already, `states` is [`Ledger::states`], as of [`all_states`].
     pub fn predict(
         config: &Config,
-        options: &Options,
+        training: &Training,
         precision: Precision,
         threads: usize,
-        held: u64,
+        [held, states]: [u64; 2],
     ) -> Ledger {
-        let sizes = Sizes::of(config, options, precision);
+        let sizes = Sizes::of(config, training, precision);
         let tokens = sizes.tokens;
         let activations = config.layers as u64 * sizes.layer() + 12 * tokens * sizes.hidden;
-        let passing = sizes.backward().max(sizes.output()).max(sizes.optimizer(options, threads));
+        let passing = sizes.backward().max(sizes.output()).max(sizes.optimizer(training, threads));
         Ledger {
             held,
-            states: 16 * parameters(config),
+            states,
             laid_out: sizes.laid_out(config),
             // Buffers come in eight sizes for each power of two.
             activations: activations + activations / 16,
@@ -57,17 +58,17 @@ impl Ledger {
     }
 
     /// # Errors
-    /// [`Error::Memory`] if it is more than `limit`, with what to change.
-    pub fn check(&self, limit: u64) -> Result<(), Error> {
+    /// [`Error::Memory`] if it is more than `limit`, with what to change: fewer tokens at once, or
+    /// `otherwise`.
+    pub fn check(&self, limit: u64, otherwise: &'static str) -> Result<(), Error> {
         if self.total() <= limit {
             return Ok(());
         }
         let over = self.total() - limit;
         let change = if over < self.activations.max(self.passing) * 3 / 4 {
-            "lower micro_batch_tokens in [scratch]: the step stays the same, computed in more parts"
+            "lower micro_batch_tokens: the step stays the same, computed in more parts"
         } else {
-            "make the model smaller (hidden, layers, experts, vocab in [scratch]), \
-             or raise memory_mb if there is more memory"
+            otherwise
         };
         Err(Error::Memory { ledger: self.to_string(), limit: limit >> 20, change })
     }
@@ -90,8 +91,9 @@ impl std::fmt::Display for Ledger {
     }
 }
 
-fn parameters(config: &Config) -> u64 {
-    config.tensors().iter().map(|info| info.len() as u64).sum()
+/// What all weights of such a model take with their gradients and running means.
+pub fn all_states(config: &Config) -> u64 {
+    16 * config.tensors().iter().map(|info| info.len() as u64).sum::<u64>()
 }
 
 /// The lengths that buffers have.
@@ -100,12 +102,16 @@ struct Sizes {
     hidden: u64,
     vocab: u64,
     qkv: u64,
+    /// Queries, keys and values that are expanded from fewer.
+    expanded: u64,
     attended: u64,
     heads: u64,
     width: u64,
     experts: u64,
     top_k: u64,
     expert_width: u64,
+    /// 1 where there are norms behind attention and feed-forward.
+    outer_norms: u64,
     head_norms: bool,
     /// Bytes of a value as products read it.
     lane: u64,
@@ -114,21 +120,23 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(config: &Config, options: &Options, precision: Precision) -> Self {
+    fn of(config: &Config, training: &Training, precision: Precision) -> Self {
         let routing = config.routing;
         let routed = |size: fn(&model::Routing) -> usize| routing.as_ref().map_or(0, size) as u64;
         let bf16 = precision == Precision::Bf16;
         Sizes {
-            tokens: options.micro_batch_tokens.min(options.batch_tokens) as u64,
+            tokens: training.micro_batch_tokens.min(training.batch_tokens) as u64,
             hidden: config.hidden as u64,
             vocab: config.vocab as u64,
-            qkv: ((config.heads + 2 * config.kv_heads) * config.head_dim) as u64,
-            attended: (config.heads * config.head_dim) as u64,
+            qkv: config.qkv_rows() as u64,
+            expanded: config.latent.map_or(0, |_| 3 * config.heads * config.head_dim) as u64,
+            attended: config.attended_width() as u64,
             heads: config.heads as u64,
-            width: config.intermediate as u64,
+            width: (0..config.layers).map(|l| config.common_width(l)).max().unwrap_or(0) as u64,
             experts: routed(|routing| routing.experts),
             top_k: routed(|routing| routing.top_k),
             expert_width: routed(|routing| routing.width),
+            outer_norms: u64::from(config.family.outer_norms()),
             head_norms: config.head_norms != HeadNorms::None,
             lane: if bf16 { 2 } else { 4 },
             copied: if bf16 { 2 } else { 0 },
@@ -140,7 +148,8 @@ impl Sizes {
         let raw = if self.head_norms { 4 * self.qkv } else { 0 };
         let attention = 8 * self.hidden
             + self.lane * self.hidden
-            + 4 * self.qkv
+            + 4 * (self.qkv + self.expanded)
+            + 8 * self.outer_norms * self.hidden
             + raw
             + 4 * self.attended
             + 4 * self.heads;
@@ -157,7 +166,7 @@ impl Sizes {
             + self.lane * self.width.max(self.top_k * self.expert_width)
             + 4 * self.experts
             + self.lane * (self.hidden + 2 * self.width);
-        let attention = 4 * (self.hidden + self.qkv + self.attended)
+        let attention = 4 * (self.hidden + self.qkv + self.expanded + self.attended)
             + self.copied * (self.hidden + self.qkv + self.attended)
             + self.lane * (self.hidden + self.qkv);
         // Given back buffers stay, of either part in sizes of its own.
@@ -170,8 +179,8 @@ impl Sizes {
     }
 
     /// Muon's copies of the matrix that each thread works on.
-    fn optimizer(&self, options: &Options, threads: usize) -> u64 {
-        if options.optimizer != Optimizer::Muon {
+    fn optimizer(&self, training: &Training, threads: usize) -> u64 {
+        if training.optimizer != Optimizer::Muon {
             return 0;
         }
         let matrix = |rows: u64, cols: u64| {
@@ -224,10 +233,12 @@ fn value(text: &str, key: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Options;
 
     fn ledger(options: &Options) -> Ledger {
         let config = options.config(1000, None, vec![]);
-        Ledger::predict(&config, options, Precision::Bf16, 2, 100 << 20)
+        let held = [100 << 20, all_states(&config)];
+        Ledger::predict(&config, &options.training(), Precision::Bf16, 2, held)
     }
 
     #[test]
@@ -241,8 +252,8 @@ mod tests {
     #[test]
     fn a_refusal_says_what_to_change() {
         let found = ledger(&Options::default());
-        assert!(found.check(found.total()).is_ok());
-        let message = |limit| found.check(limit).unwrap_err().to_string();
+        assert!(found.check(found.total(), "").is_ok());
+        let message = |limit| found.check(limit, "make the model smaller").unwrap_err().to_string();
         let message_near = message(found.total() - found.activations / 2);
         assert!(message_near.contains("lower micro_batch_tokens"), "{message_near}");
         let message_far = message(found.states / 2);

@@ -2,14 +2,13 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use kernel::quant::Format;
-use kernel::{Matrix, Pool, Precision};
+use kernel::{Matrix, Pool};
 use model::{ChatTemplate, Config, Export, TensorInfo, Tokenizer, Weights};
 use serde::{Deserialize, Serialize};
 
-use super::Options;
+use super::Training;
 use super::balance::Balance;
 use super::step::Trainer;
-use crate::checkpoint::{self, State};
 use crate::events::Scalars;
 use crate::metrics::Metrics;
 use crate::schedule::{Curve, Packing, Plan};
@@ -63,6 +62,7 @@ pub struct Summary {
     pub steps: usize,
     /// Tokens of one pass over the material.
     pub tokens: usize,
+    /// Values that were trained.
     pub parameters: usize,
     /// Mean loss over the last tenth of the steps, nats.
     pub loss: f32,
@@ -71,6 +71,7 @@ pub struct Summary {
 }
 
 /// A model to train.
+#[derive(Clone, Copy)]
 pub struct Job<'a> {
     pub name: &'a str,
     /// Where the model, its metrics and its checkpoints are written.
@@ -79,48 +80,36 @@ pub struct Job<'a> {
     pub tokenizer: &'a Tokenizer,
     pub template: &'a ChatTemplate,
     pub samples: &'a [Sample],
-    pub options: &'a Options,
 }
 
-/// MaxVio above this over the last tenth of a run is worth a word: some expert then has three times
-/// its share.
-const IMBALANCE: f32 = 2.0;
-
-/// Trains a model and leaves it in the job's folder, in the Hugging Face layout. Checkpoints in it
-/// from an interrupted run of the same job are gone on from, to the same bits.
+/// All steps that are left, with a checkpoint every now and then.
 ///
 /// # Errors
-/// [`Error::Option`] before the start; [`Error::NotFinite`] if training diverges; what writing to
-/// the folder gives.
-pub fn train(
+/// [`Error::NotFinite`] if training diverges; what writing to the folder gives.
+pub(crate) fn run(
     job: &Job,
+    trainer: &mut Trainer,
     pool: &Pool,
-    precision: Precision,
     progress: &mut dyn FnMut(&Progress),
-) -> Result<Summary, Error> {
-    let &Job { folder, config, samples, options, .. } = job;
-    options.check()?;
-    let packing =
-        Packing { batch_tokens: options.batch_tokens, negative_share: 0.0, seed: options.seed };
-    let plan = Plan::new(samples, &[], &packing);
-    let mut trainer = match State::resume(folder, |path| Weights::read_file(config, path))? {
-        Some(state) => Trainer::of(pool, config, precision, options, state),
-        None => Trainer::new(pool, config, precision, options),
-    };
-    let write = |weights: &Weights, path: &Path| weights.write_file(config, path);
+) -> Result<Metrics<Progress>, Error> {
+    let &Job { folder, samples, .. } = job;
+    let training = trainer.training.clone();
+    let Training { batch_tokens, seed, .. } = training;
+    let plan = Plan::new(samples, &[], &Packing { batch_tokens, negative_share: 0.0, seed });
     let curve =
-        Curve { shape: options.schedule, peak: options.learning_rate, warmup: options.warmup };
-    let mut metrics = Metrics::<Progress>::resume(folder, trainer.state.step, SystemTime::now())?;
+        Curve { shape: training.schedule, peak: training.learning_rate, warmup: training.warmup };
+    let mut metrics =
+        Metrics::<Progress>::resume(folder, trainer.learned.step(), SystemTime::now())?;
     let (mut saved, steps) = (Instant::now(), plan.steps.len());
-    while trainer.state.step < steps {
+    while trainer.learned.step() < steps {
         let started = Instant::now();
-        let at = trainer.state.step;
+        let at = trainer.learned.step();
         let batch: Vec<&Sample> = plan.steps[at].samples.iter().map(|&i| &samples[i]).collect();
         let learning_rate = curve.rate(at, steps);
         let figures = trainer.step(pool, &batch, learning_rate);
-        if trainer.state.step == at {
-            trainer.state.save(folder, write)?;
-            return Err(Error::NotFinite { step: at + 1, learning_rate: options.learning_rate });
+        if trainer.learned.step() == at {
+            trainer.learned.save(folder, job.config)?;
+            return Err(Error::NotFinite { step: at + 1, learning_rate: training.learning_rate });
         }
         let line = Progress {
             step: at + 1,
@@ -134,43 +123,36 @@ pub fn train(
         };
         metrics.push(line.clone())?;
         progress(&line);
-        if saved.elapsed() >= Duration::from_secs(options.checkpoint_seconds) {
+        if saved.elapsed() >= Duration::from_secs(training.checkpoint_seconds) {
             metrics.sync()?;
-            trainer.state.save(folder, write)?;
+            trainer.learned.save(folder, job.config)?;
             saved = Instant::now();
         }
     }
-    write_model(job, &trainer.state.weights)?;
-    checkpoint::discard(folder)?;
-    Ok(Summary {
-        steps,
-        tokens: samples.iter().map(|sample| sample.tokens.len()).sum(),
+    Ok(metrics)
+}
+
+/// What is said of a finished run.
+pub(crate) fn summary(
+    job: &Job,
+    trainer: &Trainer,
+    metrics: &Metrics<Progress>,
+    alarms: Vec<String>,
+) -> Summary {
+    Summary {
+        steps: metrics.lines.len(),
+        tokens: job.samples.iter().map(|sample| sample.tokens.len()).sum(),
         parameters: trainer.parameters(),
         loss: metrics.final_mean(|line| Some(line.loss)),
-        alarms: alarms(&metrics),
-    })
+        alarms,
+    }
 }
 
-/// Experts that are not used, or hardly, at the end of a run.
-fn alarms(metrics: &Metrics<Progress>) -> Vec<String> {
-    let idle = metrics.final_mean(|line| line.balance.map(|balance| balance.idle as f32));
-    let violation = metrics.final_mean(|line| line.balance.map(|balance| balance.max_violation));
-    let mut alarms = Vec::new();
-    if idle >= 1.0 {
-        alarms.push(format!(
-            "{idle:.0} experts got no token in an average step; use fewer experts or larger steps"
-        ));
-    }
-    if violation > IMBALANCE {
-        alarms.push(format!(
-            "the busiest expert has {:.1} times its share (MaxVio {violation:.2}); raise balance_rate",
-            violation + 1.0
-        ));
-    }
-    alarms
-}
-
-fn write_model(job: &Job, weights: &Weights) -> Result<(), Error> {
+/// Writes the weights as a model in the Hugging Face layout.
+///
+/// # Errors
+/// [`Error::Model`].
+pub(crate) fn write_model(job: &Job, weights: &Weights) -> Result<(), Error> {
     let mut tensors = weights.tensors(job.config).into_iter();
     let mut next = |info: &TensorInfo| -> Result<Matrix, model::Error> {
         let (_, values) = tensors.next().expect("asked for once each, in this order");

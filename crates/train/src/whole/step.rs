@@ -1,14 +1,12 @@
-//! One step on all weights.
+//! One step of training.
 
 use std::ops::Range;
 
 use kernel::{Output, Pool, Precision};
 use model::{Batch, Config, Decoder, Purpose, Weights};
 
-use super::Options;
 use super::balance::{Balance, Loads};
-use super::initial::initial;
-use super::update;
+use super::{Learned, Training};
 use crate::Sample;
 use crate::checkpoint::State;
 use crate::head::{Head, Label, RowGoal, labels};
@@ -16,9 +14,9 @@ use crate::schedule::runs;
 
 /// A model in training.
 pub struct Trainer {
-    config: Config,
-    options: Options,
-    pub(super) state: State<Weights>,
+    pub(super) config: Config,
+    pub(super) training: Training,
+    pub(super) learned: Learned,
     decoder: Decoder,
     gradients: Weights,
 }
@@ -28,59 +26,62 @@ pub struct Trainer {
 pub struct Figures {
     /// Nats per token.
     pub loss: f32,
+    /// Of what is trained.
     pub gradient_norm: f32,
     /// None in a dense model.
     pub balance: Option<Balance>,
 }
 
 impl Trainer {
-    /// Begins with random weights.
-    pub fn new(pool: &Pool, config: &Config, precision: Precision, options: &Options) -> Self {
-        let zeros = || Weights::zeros(config);
-        let weights = initial(config, options.seed);
-        let state = State { step: 0, weights, mean: zeros(), square: zeros() };
-        Trainer::of(pool, config, precision, options, state)
-    }
-
-    /// Goes on from `state`.
-    pub(super) fn of(
+    /// Begins to train all of these weights.
+    pub fn new(
         pool: &Pool,
         config: &Config,
         precision: Precision,
-        options: &Options,
-        state: State<Weights>,
+        training: &Training,
+        weights: Weights,
+    ) -> Self {
+        let zeros = || Weights::zeros(config);
+        let state = State { step: 0, weights, mean: zeros(), square: zeros() };
+        Trainer::of(pool, config, precision, training, Learned::All(state))
+    }
+
+    /// Goes on from there.
+    pub(crate) fn of(
+        pool: &Pool,
+        config: &Config,
+        precision: Precision,
+        training: &Training,
+        learned: Learned,
     ) -> Self {
         let purpose = Purpose::WholeTraining;
         let gradients = Weights::zeros(config);
         // All of them are gone through in each step.
-        for weights in [&state.weights, &state.mean, &state.square, &gradients] {
-            weights.ask_for_huge_pages();
-        }
+        learned.ask_for_huge_pages();
+        gradients.ask_for_huge_pages();
         Trainer {
-            decoder: Decoder::of_weights(pool, config, precision, purpose, &state.weights),
+            decoder: Decoder::of_weights(pool, config, precision, purpose, learned.weights()),
             gradients,
             config: config.clone(),
-            options: options.clone(),
-            state,
+            training: training.clone(),
+            learned,
         }
     }
 
-    /// Replaces the weights, of a model of the same configuration.
-    pub fn set_weights(&mut self, pool: &Pool, weights: Weights) {
-        weights.ask_for_huge_pages();
-        self.decoder.fill(pool, &weights);
-        self.state.weights = weights;
+    /// How many values are trained.
+    pub fn parameters(&self) -> usize {
+        self.learned.parameters()
     }
 
-    pub fn parameters(&self) -> usize {
-        self.state.weights.parameters()
+    pub(crate) fn learned(&self) -> &Learned {
+        &self.learned
     }
 
     /// Forward, backward and update on some samples. If a figure is not finite the weights stay.
     pub fn step(&mut self, pool: &Pool, samples: &[&Sample], learning_rate: f32) -> Figures {
         let starts = |range: &Range<usize>| labels_of(&samples[range.clone()]);
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.tokens.len()).collect();
-        let parts = runs(&lengths, self.options.micro_batch_tokens);
+        let parts = runs(&lengths, self.training.micro_batch_tokens);
         let total: f32 = parts.iter().flat_map(starts).map(|label| label.weight).sum();
         let tokens = lengths.iter().sum::<usize>() as f32;
         let (mut loss, mut sequence) = (0.0, 0.0);
@@ -92,7 +93,7 @@ impl Trainer {
             let stem = self.decoder.train_stem(pool, &batch);
             let mut tape = self.decoder.train_forward(pool, &batch, stem);
             loads.add(tape.loads());
-            let weight = self.options.sequence_balance / tokens;
+            let weight = self.training.sequence_balance / tokens;
             let uneven = self.decoder.balance_sequences(pool, &batch, &mut tape, weight);
             sequence += uneven.unwrap_or(0.0) * batch.tokens.len() as f32 / tokens;
             let goal = |label: &Label| RowGoal {
@@ -110,17 +111,18 @@ impl Trainer {
             self.decoder.train_backward_whole(pool, &batch, tape, &d_hidden, gradients, mode);
             mode = Output::Add;
         }
-        let norm = update::norm(pool, &self.config, &self.gradients);
-        let figures = Figures { loss, gradient_norm: norm, balance: loads.balance(sequence) };
-        if loss.is_finite() && norm.is_finite() {
-            let gradients = &self.gradients;
-            let (config, options) = (&self.config, &self.options);
-            update::update(pool, config, options, &mut self.state, gradients, norm, learning_rate);
-            loads.level(&mut self.state.weights, options.balance_rate);
-            self.decoder.fill(pool, &self.state.weights);
-            self.state.step += 1;
+        let mut norm = f32::NAN;
+        if loss.is_finite() {
+            let (config, training) = (&self.config, &self.training);
+            norm = self.learned.update(pool, config, training, &self.gradients, learning_rate);
         }
-        figures
+        if norm.is_finite() {
+            if let Learned::All(state) = &mut self.learned {
+                loads.level(&mut state.weights, self.training.balance_rate);
+            }
+            self.decoder.fill(pool, self.learned.weights());
+        }
+        Figures { loss, gradient_norm: norm, balance: loads.balance(sequence) }
     }
 }
 

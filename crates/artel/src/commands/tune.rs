@@ -1,0 +1,129 @@
+//! `artel tune`: the base itself, trained on the documents and examples of all departments.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use kernel::{Pool, Precision};
+use model::{Config, Source, Weights};
+use serde_json::{Value, json};
+use store::{Draft, Recipe};
+use train::tune::{self, ADAPTER_FOLDER, Method, Options};
+use train::whole::{self, Job};
+use train::{Language, Material};
+
+use super::train::{LEFT_OUT, left_out, left_out_examples, material};
+use super::whole::{check_memory, held_now, note, tell};
+use crate::Setup;
+use crate::progress::Progress;
+use crate::stages::{Stage, Stages};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+pub(crate) fn run(_: &Args, setup: &Setup) -> Result<()> {
+    let config = setup.config()?;
+    let stages = Stages::new(&config, setup);
+    config.select(&[])?;
+    let (_, name) = stages.target(&Stage::Tune);
+    ensure!(
+        name != config.base_name(),
+        "base.model is {name}, which is what tuning would make: give artel.toml another `name`"
+    );
+    let done = stages.perform(&Stage::Tune)?;
+    super::run::tell(&stages, &Stage::Tune, &done);
+    println!("{}", done.artifact.path.display());
+    Ok(())
+}
+
+fn options(stages: &Stages) -> Options {
+    let mut options = stages.config.tune.clone();
+    options.seed = options.seed.wrapping_add(stages.config.seed);
+    options
+}
+
+/// The examples left out because they repeat questions, and the options that change a weight: those of
+/// other methods do not.
+pub(crate) fn recipe_config(stages: &Stages) -> Result<Value> {
+    let options = options(stages);
+    let mut keys = vec!["checkpoint_seconds", "memory_mb"];
+    if options.method != Method::Lora {
+        keys.extend(["rank", "alpha", "targets"]);
+    }
+    if options.method != Method::Experts {
+        keys.extend(["share", "score", "probe_tokens"]);
+    }
+    let mut value = serde_json::to_value(options)?;
+    if let Value::Object(map) = &mut value {
+        map.retain(|key, _| !keys.contains(&key.as_str()));
+    }
+    let mut left_out = Vec::new();
+    for department in stages.active() {
+        left_out.extend(left_out_examples(stages, &department.name)?);
+    }
+    Ok(json!({ "options": value, LEFT_OUT: left_out }))
+}
+
+pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<String, u64>> {
+    let (_, name) = stages.target(&Stage::Tune);
+    let label = format!("tune {name}");
+    let progress = Progress::new(&label, "steps");
+    progress.say("reading the documents and examples");
+    let base = Source::open(&stages.base())?;
+    let config = base.trainable_config()?;
+    let options = options(stages);
+    let (tokenizer, template) = (base.tokenizer()?, base.template()?);
+    let language = Language { tokenizer: &tokenizer, template: &template };
+    let material = all_material(stages, draft.recipe())?;
+    let samples = train::samples(language, &material, &options.reading())?;
+    drop(material);
+    let pool = stages.pool();
+    let held = [held_now(), tune::states(&config, &options)?];
+    let (training, precision) = (options.training(), Precision::best());
+    let ledger = whole::Ledger::predict(&config, &training, precision, pool.threads(), held);
+    let otherwise = "tune less of it (method lora or experts, a lower rank or share in [tune]), choose a \
+                     smaller base, or raise memory_mb if there is more memory";
+    check_memory(&label, &ledger, options.memory_mb, otherwise)?;
+    progress.say("reading the base");
+    let weights = Weights::read(&base)?;
+    let job = Job {
+        name: &name,
+        folder: draft.folder(),
+        config: &config,
+        tokenizer: &tokenizer,
+        template: &template,
+        samples: &samples,
+    };
+    let base_name = stages.config.base_name();
+    let mut at = |at: &whole::Progress| progress.set(at.step as u64, at.steps as u64, &note(at));
+    let base_weights = (base_name.as_str(), weights);
+    let summary = tune::tune(&job, base_weights, &options, &pool, precision, &mut at)?;
+    drop(progress);
+    if options.method == Method::Lora {
+        replay(&pool, &base, &config, draft)?;
+    }
+    eprintln!("{label}: loss {:.3} nats/token", summary.loss);
+    Ok(tell(&label, &ledger, &summary))
+}
+
+/// The accepted examples and the documents of all departments, without what is held out.
+fn all_material(stages: &Stages, recipe: &Recipe) -> Result<Vec<Material>> {
+    let left_out = left_out(recipe);
+    let mut all = Vec::new();
+    for department in stages.active() {
+        all.extend(material(stages, &department.name, &left_out)?);
+    }
+    Ok(all)
+}
+
+/// That the adapter as it was written, put beside the base, is the model as it was written.
+fn replay(pool: &Pool, base: &Source, config: &Config, draft: &Draft) -> Result<()> {
+    let mut weights = Weights::read(base)?;
+    let folder = draft.path(ADAPTER_FOLDER);
+    tune::merge(pool, &folder, config, &mut weights).context("read the adapter again")?;
+    let model = Source::open(draft.folder()).context("read the model again")?;
+    ensure!(
+        weights == Weights::read(&model)?,
+        "the adapter beside the base is not the model that was written"
+    );
+    Ok(())
+}

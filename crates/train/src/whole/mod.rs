@@ -1,0 +1,18 @@
+//! What all trainings of whole models share: the step on all or some weights, the loop with its
+//! checkpoints and figures, and the reckoning of memory.
+
+mod balance;
+mod learned;
+mod ledger;
+mod run;
+mod step;
+mod training;
+mod update;
+
+pub use balance::Balance;
+pub(crate) use learned::{How, Learned, Parts, Place, parts_of};
+pub use ledger::{Ledger, all_states, available, held};
+pub use run::{Job, Progress, Summary};
+pub(crate) use run::{run, summary, write_model};
+pub use step::{Figures, Trainer};
+pub use training::Training;

@@ -1,0 +1,54 @@
+use crate::options::{check_clip, check_learning_rate, check_shares, refuse};
+use crate::{Error, Optimizer, Shape};
+
+/// How weights are moved, whichever they are: resolved from `[scratch]` or `[tune]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Training {
+    /// What moves the matrices; embedding, output, router and norms always go by AdamW.
+    pub optimizer: Optimizer,
+    pub learning_rate: f32,
+    pub schedule: Shape,
+    /// Share of the steps in which the rate rises from 0.
+    pub warmup: f32,
+    pub weight_decay: f32,
+    /// The gradient's global norm is clipped to this for AdamW.
+    pub clip: f32,
+    /// Tokens of one step, at most.
+    pub batch_tokens: usize,
+    /// Tokens that are computed at once, at most.
+    pub micro_batch_tokens: usize,
+    /// How far an expert's bias moves in a step, towards equal loads.
+    pub balance_rate: f32,
+    /// Weight of the balance loss by sequence.
+    pub sequence_balance: f32,
+    /// Seconds between checkpoints.
+    pub checkpoint_seconds: u64,
+    pub seed: u64,
+}
+
+impl Training {
+    /// For sequences of at most `longest` tokens, as the option `name` says.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the first value that cannot work.
+    pub(crate) fn check(&self, name: &str, longest: usize) -> Result<(), Error> {
+        if longest < 2 || self.micro_batch_tokens < longest {
+            let value = format!("{} with {name} {longest}", self.micro_batch_tokens);
+            let expected = "it must hold a sequence of at least 2 tokens";
+            return refuse("micro_batch_tokens", value, expected);
+        }
+        if self.batch_tokens < longest {
+            let value = format!("{} with {name} {longest}", self.batch_tokens);
+            return refuse("batch_tokens", value, "a step must hold a sequence");
+        }
+        check_learning_rate(self.learning_rate, "3e-3")?;
+        let shares = [
+            ("warmup", self.warmup),
+            ("weight_decay", self.weight_decay),
+            ("balance_rate", self.balance_rate),
+            ("sequence_balance", self.sequence_balance),
+        ];
+        check_shares(&shares, 1.0)?;
+        check_clip(self.clip)
+    }
+}
