@@ -37,6 +37,8 @@ pub(crate) enum Stage {
     Tune,
     Join,
     Eval,
+    /// Another model than the joined one, beside the base.
+    EvalModel(String),
 }
 
 /// How a stage's artifact stands to what it would be made from now.
@@ -75,7 +77,7 @@ impl Stage {
             Stage::Train(_) | Stage::Scratch => "train",
             Stage::Tune => "tune",
             Stage::Join => "join",
-            Stage::Eval => "eval",
+            Stage::Eval | Stage::EvalModel(_) => "eval",
         }
     }
 }
@@ -141,6 +143,7 @@ impl<'a> Stages<'a> {
             Stage::Tune => (Kind::Model, format!("{}-tuned", self.config.name)),
             Stage::Join => (Kind::Model, self.config.name.clone()),
             Stage::Eval => (Kind::Report, self.config.name.clone()),
+            Stage::EvalModel(name) => (Kind::Report, name.clone()),
         }
     }
 
@@ -165,6 +168,9 @@ impl<'a> Stages<'a> {
             Stage::Eval => {
                 let collections = eval::measured(self).map(|d| Stage::Ingest(d.name.clone()));
                 collections.chain([Stage::Join]).collect()
+            }
+            Stage::EvalModel(_) => {
+                eval::measured(self).map(|d| Stage::Ingest(d.name.clone())).collect()
             }
         }
     }
@@ -223,15 +229,26 @@ impl<'a> Stages<'a> {
                 json!({ "experts": names })
             }
             Stage::Eval => {
-                for department in eval::measured(self) {
-                    if let Some(file) = &department.questions {
-                        inputs.insert(self.config.relative(file), Hash::of_file(file)?);
-                    }
-                }
+                self.question_inputs(&mut inputs)?;
+                eval::recipe_config(self)
+            }
+            Stage::EvalModel(name) => {
+                self.model_input(&mut inputs, &self.config.base)?;
+                self.model_input(&mut inputs, name)?;
+                self.question_inputs(&mut inputs)?;
                 eval::recipe_config(self)
             }
         };
         Ok(Recipe { inputs, config, seed: self.config.seed })
+    }
+
+    fn question_inputs(&self, inputs: &mut BTreeMap<String, Hash>) -> Result<()> {
+        for department in eval::measured(self) {
+            if let Some(file) = &department.questions {
+                inputs.insert(self.config.relative(file), Hash::of_file(file)?);
+            }
+        }
+        Ok(())
     }
 
     fn input(
@@ -323,6 +340,7 @@ impl<'a> Stages<'a> {
             Stage::Tune => tune::stage(self, &mut draft),
             Stage::Join => join::stage(self, &mut draft),
             Stage::Eval => eval::stage(self, &mut draft),
+            Stage::EvalModel(name) => eval::stage_of_model(self, name, &mut draft),
         }
         .with_context(what)?;
         let artifact = draft.finish(counts).with_context(what)?;

@@ -231,22 +231,27 @@ fn sample(logits: &[f32], point: f64) -> Option<u32> {
     Some(chosen)
 }
 
-/// The divergence of the model from its base on what the base wrote, prompts left out.
+/// The divergence of a model from its base on what the base wrote, prompts left out: of the same model
+/// with experts, or of another one, without.
 ///
 /// # Errors
 /// [`Error::NotFinite`]; [`Error::Scoring`], for texts of another model for instance.
 pub fn forgetting(
-    subject: Subject,
+    [base, subject]: [Subject; 2],
     texts: &[BaseText],
     progress: &dyn Fn(Progress),
 ) -> Result<Forgetting, Error> {
     let mut shares = Vec::with_capacity(texts.len());
     let mut tokens = 0;
     for (index, text) in texts.iter().enumerate() {
-        let divergence = subject
-            .scorer()
-            .kl(&text.tokens, ExpertSet::NONE, subject.experts)
-            .map_err(scoring(&text.prompt))?;
+        let divergence = match std::ptr::eq(base.model, subject.model) {
+            true => base.scorer().kl(&text.tokens, base.experts, subject.experts),
+            false => {
+                let beside = base.scorer().beside(&subject.scorer(), &text.tokens);
+                beside.map(|tokens| tokens.into_iter().map(|token| token.divergence).collect())
+            }
+        };
+        let divergence = divergence.map_err(scoring(&text.prompt))?;
         // Position t tells what token t + 1 will be: the prompt's last position predicts the first
         // token of the text, and nothing followed the text's last.
         let written = text.tokens.len() - text.prompt_tokens;

@@ -156,10 +156,10 @@ fn the_base_writes_the_same_again_and_does_not_differ_from_itself() {
     assert_eq!(eval::write_base_texts(&path, subject, writing, &silent).unwrap(), texts);
     assert_eq!(eval::read_base_texts(&path).unwrap(), texts);
 
-    let itself = eval::forgetting(subject.base(), &texts, &silent).unwrap();
+    let itself = eval::forgetting([subject.base(); 2], &texts, &silent).unwrap();
     // The same computation twice: the same bits.
     assert_eq!(itself.divergence.value, 0.0);
-    let changed = eval::forgetting(subject, &texts, &silent).unwrap();
+    let changed = eval::forgetting([subject.base(), subject], &texts, &silent).unwrap();
     assert!(changed.divergence.value > 1e-6, "{changed:?}");
     assert_eq!(
         changed.tokens,

@@ -47,10 +47,16 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         run::tell(&stages, &stage, &done);
     }
     eprintln!("\nAll of it took {}.\n", duration(begun.elapsed()));
-    eval::print_table(&stages)?;
+    eval::print_table(&stages, &stages.config.name)?;
     eprint!("{}", what_next(&folder));
     if args.json {
-        println!("{}", to_json(&eval::read_report(&stages)?, begun.elapsed().as_secs_f64()));
+        println!(
+            "{}",
+            to_json(
+                &eval::read_report(&stages, &stages.config.name)?,
+                begun.elapsed().as_secs_f64()
+            )
+        );
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use store::{Draft, Kind};
 
 use crate::Setup;
-use crate::config::Department;
+use crate::config::{Department, check_name};
 use crate::progress::Progress;
 use crate::stages::{Stage, Stages};
 
@@ -19,6 +19,10 @@ const PAGE: &str = "report.html";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Another model under models/ to compare with the base: a tuned one, for instance [default: the
+    /// joined one]
+    #[arg(long)]
+    model: Option<String>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -27,27 +31,39 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let config = setup.config()?;
     let stages = Stages::new(&config, setup);
-    let done = stages.perform(&Stage::Eval)?;
-    super::run::tell(&stages, &Stage::Eval, &done);
+    let stage = match args.model.as_deref() {
+        Some(name) if name != config.name => {
+            check_name("--model", name)?;
+            ensure!(
+                name != config.base_name(),
+                "{name} is the base, which others are compared with"
+            );
+            Stage::EvalModel(name.into())
+        }
+        _ => Stage::Eval,
+    };
+    let done = stages.perform(&stage)?;
+    super::run::tell(&stages, &stage, &done);
+    let (_, name) = stages.target(&stage);
     if args.json {
-        println!("{}", read_report(&stages)?.json().trim_end());
+        println!("{}", read_report(&stages, &name)?.json().trim_end());
         return Ok(());
     }
-    print_table(&stages)
+    print_table(&stages, &name)
 }
 
 /// The finished report.
-pub(crate) fn read_report(stages: &Stages) -> Result<eval::Report> {
-    let artifact = stages.workspace.open(Kind::Report, &stages.config.name)?;
+pub(crate) fn read_report(stages: &Stages, name: &str) -> Result<eval::Report> {
+    let artifact = stages.workspace.open(Kind::Report, name)?;
     let path = artifact.path.join(REPORT);
     let text =
         std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is no report", path.display()))
 }
 
-pub(crate) fn print_table(stages: &Stages) -> Result<()> {
-    println!("{}", read_report(stages)?.table().trim_end());
-    let page = stages.workspace.path(Kind::Report, &stages.config.name).join(PAGE);
+pub(crate) fn print_table(stages: &Stages, name: &str) -> Result<()> {
+    println!("{}", read_report(stages, name)?.table().trim_end());
+    let page = stages.workspace.path(Kind::Report, name).join(PAGE);
     eprintln!("The whole report: {}", page.display());
     Ok(())
 }
@@ -80,34 +96,77 @@ struct Sheet<'a> {
 
 pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<String, u64>> {
     super::train::check_left_out(stages)?;
-    let config = draft.recipe().config.clone();
-    let size = |key: &str| config[key].as_u64().unwrap_or(0) as usize;
-    let sheets: Vec<Sheet> = measured(stages)
-        .map(|department| sheet(stages, department, size("held_out_words")))
-        .collect::<Result<_>>()?;
+    let sheets = sheets(stages, draft)?;
     let progress = Progress::new("eval", "");
     progress.say("loading the models");
     let pool = stages.pool();
-    let joined =
-        Model::load(&stages.workspace.path(Kind::Model, &stages.config.name), Precision::best())?;
+    let name = &stages.config.name;
+    let joined = Model::load(&stages.workspace.path(Kind::Model, name), Precision::best())?;
     drop(progress);
     check_base(stages, &joined, &pool, &sheets)?;
     let names = expert_names(&joined);
     let after = Subject { model: &joined, pool: &pool, experts: ExpertSet::all(names.len()) };
+    let title = format!("{name} with {}", names.join(", "));
+    report(stages, draft, [after.base(), after], &sheets, (name, title))
+}
+
+/// Any other model beside the base.
+pub(crate) fn stage_of_model(
+    stages: &Stages,
+    name: &str,
+    draft: &mut Draft,
+) -> Result<BTreeMap<String, u64>> {
+    if name == stages.target(&Stage::Tune).1 {
+        super::tune::check_left_out(stages)?;
+    }
+    let sheets = sheets(stages, draft)?;
+    let progress = Progress::new("eval", "");
+    progress.say("loading the models");
+    let pool = stages.pool();
+    let base = Model::load(&stages.base(), Precision::best())?;
+    let model = Model::load(&stages.workspace.path(Kind::Model, name), Precision::best())?;
+    drop(progress);
+    ensure!(
+        base.config().vocab == model.config().vocab,
+        "{name} has {} tokens and the base {}: their texts cannot be compared token by token",
+        model.config().vocab,
+        base.config().vocab
+    );
+    let subject = |model| Subject { model, pool: &pool, experts: ExpertSet::NONE };
+    report(stages, draft, [subject(&base), subject(&model)], &sheets, (name, name.into()))
+}
+
+fn sheets<'a>(stages: &'a Stages, draft: &Draft) -> Result<Vec<Sheet<'a>>> {
+    let words = size(draft, "held_out_words");
+    measured(stages).map(|department| sheet(stages, department, words)).collect()
+}
+
+fn size(draft: &Draft, key: &str) -> usize {
+    draft.recipe().config[key].as_u64().unwrap_or(0) as usize
+}
+
+/// Measures both and writes the report; `(title, after)` are its title and what the model is.
+fn report(
+    stages: &Stages,
+    draft: &Draft,
+    subjects: [Subject; 2],
+    sheets: &[Sheet],
+    (title, after): (&str, String),
+) -> Result<BTreeMap<String, u64>> {
     let mut departments = Vec::new();
-    for sheet in &sheets {
-        departments.push(measure(draft, after, sheet, &sheets)?);
+    for sheet in sheets {
+        departments.push(measure(draft, subjects, sheet, sheets)?);
     }
     let writing = Writing {
-        texts: size("base_texts"),
-        max_tokens: size("base_tokens"),
+        texts: size(draft, "base_texts"),
+        max_tokens: size(draft, "base_tokens"),
         seed: stages.config.seed,
     };
-    let forgetting = forgetting(draft, after, writing)?;
+    let forgetting = forgetting(draft, subjects, writing)?;
     let report = eval::Report {
-        title: stages.config.name.clone(),
+        title: title.into(),
         before: stages.config.base_name(),
-        after: format!("{} with {}", stages.config.name, names.join(", ")),
+        after,
         departments,
         forgetting: Some(forgetting),
     };
@@ -184,7 +243,7 @@ fn check_base(stages: &Stages, joined: &Model, pool: &Pool, sheets: &[Sheet]) ->
 
 fn measure(
     draft: &Draft,
-    after: Subject,
+    [base, after]: [Subject; 2],
     sheet: &Sheet,
     sheets: &[Sheet],
 ) -> Result<eval::Department> {
@@ -204,39 +263,39 @@ fn measure(
             progress.set(at.done as u64, at.total as u64, "");
         })
     };
-    let before = choices("before", after.base(), sheet)?;
+    let before = choices("before", base, sheet)?;
     let mut department =
         eval::Department::new(name, &sheet.questions, &before, &choices("after", after, sheet)?)?;
     if !sheet.held_out.is_empty() {
-        let (before, after) = (bits("before", after.base())?, bits("after", after)?);
+        let (before, after) = (bits("before", base)?, bits("after", after)?);
         department.bits_per_byte = Some(eval::compare_bits(&before, &after)?);
     }
     let names = expert_names(after.model);
     if let Some(index) = names.iter().position(|expert| expert == name) {
         let alone = Subject { experts: ExpertSet::single(index), ..after };
-        let (mut base, mut foreign) = (Vec::new(), Vec::new());
+        let (mut own, mut foreign) = (Vec::new(), Vec::new());
         for other in sheets.iter().filter(|other| other.department.name != *name) {
-            base.extend(choices("before", after.base(), other)?);
+            own.extend(choices("before", base, other)?);
             foreign.extend(choices(&format!("with {name}"), alone, other)?);
         }
-        if !base.is_empty() {
-            department.others = Some(eval::compare(&base, &foreign, eval::Rule::Calibrated)?);
+        if !own.is_empty() {
+            department.others = Some(eval::compare(&own, &foreign, eval::Rule::Calibrated)?);
         }
     }
-    let shares = eval::gate_shares(after, &sheet.held_out)?;
-    department.gates = names
-        .into_iter()
-        .zip(shares)
-        .map(|(expert, share)| eval::GateShare { expert, share })
-        .collect();
+    if !names.is_empty() {
+        let shares = eval::gate_shares(after, &sheet.held_out)?;
+        let each = names.into_iter().zip(shares);
+        department.gates = each.map(|(expert, share)| eval::GateShare { expert, share }).collect();
+    }
     Ok(department)
 }
 
-fn forgetting(draft: &Draft, after: Subject, writing: Writing) -> Result<eval::Forgetting> {
+fn forgetting(draft: &Draft, subjects: [Subject; 2], writing: Writing) -> Result<eval::Forgetting> {
     let progress = Progress::new("eval: the base writes", "texts");
     let show = |at: eval::Progress| progress.set(at.done as u64, at.total as u64, "");
-    let texts = eval::write_base_texts(&draft.path("base-texts.jsonl"), after, writing, &show)?;
+    let texts =
+        eval::write_base_texts(&draft.path("base-texts.jsonl"), subjects[0], writing, &show)?;
     let progress = Progress::new("eval forgetting", "texts");
     let show = |at: eval::Progress| progress.set(at.done as u64, at.total as u64, "");
-    Ok(eval::forgetting(after, &texts, &show)?)
+    Ok(eval::forgetting(subjects, &texts, &show)?)
 }

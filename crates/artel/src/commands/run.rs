@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         }
     }
     if !args.json {
-        super::eval::print_table(&stages)?;
+        super::eval::print_table(&stages, &config.name)?;
     }
     Ok(())
 }

@@ -91,22 +91,33 @@ pub(super) fn left_out_examples(stages: &Stages, department: &str) -> Result<Vec
 /// were told.
 pub(crate) fn check_left_out(stages: &Stages) -> Result<()> {
     for department in stages.active() {
-        let name = &department.name;
-        let expert = stages.workspace.open(Kind::Expert, name)?;
-        let left_out = left_out(&expert.manifest.recipe);
-        let examples = synth::accepted(&stages.workspace.path(Kind::Examples, name))?;
-        for repeat in repeats(stages, &examples)? {
-            ensure!(
-                left_out.contains(&repeat.example.as_str()),
-                anyhow!(
-                    "experts/{name} was trained on example {}, which repeats question {} ({:?})",
-                    repeat.example,
-                    repeat.question,
-                    repeat.words
-                )
-                .context(Hint::new("`artel run` trains it again without the example"))
-            );
-        }
+        let expert = stages.workspace.open(Kind::Expert, &department.name)?;
+        let what = format!("experts/{}", department.name);
+        check_artifact(stages, &expert.manifest.recipe, &what, &department.name)?;
+    }
+    Ok(())
+}
+
+/// That what was made by this recipe was not trained on examples of a department that repeat questions.
+pub(super) fn check_artifact(
+    stages: &Stages,
+    recipe: &Recipe,
+    what: &str,
+    department: &str,
+) -> Result<()> {
+    let left_out = left_out(recipe);
+    let examples = synth::accepted(&stages.workspace.path(Kind::Examples, department))?;
+    for repeat in repeats(stages, &examples)? {
+        ensure!(
+            left_out.contains(&repeat.example.as_str()),
+            anyhow!(
+                "{what} was trained on example {}, which repeats question {} ({:?})",
+                repeat.example,
+                repeat.question,
+                repeat.words
+            )
+            .context(Hint::new("`artel run` or `artel tune` trains it again without the example"))
+        );
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use train::tune::{self, ADAPTER_FOLDER, Method, Options};
 use train::whole::{self, Job};
 use train::{Language, Material};
 
-use super::train::{LEFT_OUT, left_out, left_out_examples, material};
+use super::train::{LEFT_OUT, check_artifact, left_out, left_out_examples, material};
 use super::whole::{check_memory, held_now, note, tell};
 use crate::Setup;
 use crate::progress::Progress;
@@ -61,6 +61,17 @@ pub(crate) fn recipe_config(stages: &Stages) -> Result<Value> {
         left_out.extend(left_out_examples(stages, &department.name)?);
     }
     Ok(json!({ "options": value, LEFT_OUT: left_out }))
+}
+
+/// As [`super::train::check_left_out`], of the tuned model.
+pub(super) fn check_left_out(stages: &Stages) -> Result<()> {
+    let (kind, name) = stages.target(&Stage::Tune);
+    let model = stages.workspace.open(kind, &name)?;
+    for department in stages.active() {
+        let what = format!("models/{name}");
+        check_artifact(stages, &model.manifest.recipe, &what, &department.name)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<String, u64>> {

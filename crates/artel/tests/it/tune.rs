@@ -27,6 +27,15 @@ fn a_tuned_model_is_used_as_any_other() {
     chat.stdin.take().unwrap().write_all(b"What is dry?\n").unwrap();
     assert!(chat.wait_with_output().unwrap().status.success());
 
+    let report = company.succeed(&["eval", "--model", "acme-tuned", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!((&report["before"], &report["after"]), (&"tiny".into(), &"acme-tuned".into()));
+    assert_eq!(report["departments"].as_array().unwrap().len(), 2);
+    let divergence = report["forgetting"]["divergence"]["value"].as_f64();
+    assert!(divergence.is_some_and(|nats| nats > 0.0), "{report}");
+    let base = company.transcript(&company.run(&["eval", "--model", "tiny"]));
+    assert!(base.contains("tiny is the base"), "{base}");
+
     company.edit("artel.toml", "model = \"tiny\"", "model = \"acme-tuned\"");
     let refused = company.transcript(&company.run(&["tune"]));
     assert!(refused.contains("which is what tuning would make"), "{refused}");
