@@ -7,10 +7,10 @@ use model::{Decoder, Weights};
 use crate::Sample;
 
 /// Rows whose logits are held at a time: 256 × 49,152 f32 are 48 MiB.
-const LOGIT_ROWS: usize = 256;
+pub(crate) const LOGIT_ROWS: usize = 256;
 /// Memory for the gradients with respect to logits that the output matrix's gradient is made of at
 /// once, in values: each time the whole matrix is gone through.
-const GRADIENT_VALUES: usize = 32 << 20;
+pub(crate) const GRADIENT_VALUES: usize = 32 << 20;
 
 /// A token to predict.
 #[derive(Clone, Copy)]

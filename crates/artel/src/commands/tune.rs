@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use kernel::{Pool, Precision};
-use model::{Config, Source, Weights};
+use model::{Source, Weights};
 use serde_json::{Value, json};
 use store::{Draft, Recipe};
 use train::tune::{self, ADAPTER_FOLDER, Method, Options};
@@ -110,7 +110,7 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
     let summary = tune::tune(&job, base_weights, &options, &pool, precision, &mut at)?;
     drop(progress);
     if options.method == Method::Lora {
-        replay(&pool, &base, &config, draft)?;
+        replay(&pool, &base, draft)?;
     }
     eprintln!("{label}: loss {:.3} nats/token", summary.loss);
     Ok(tell(&label, &ledger, &summary))
@@ -127,14 +127,10 @@ fn all_material(stages: &Stages, recipe: &Recipe) -> Result<Vec<Material>> {
 }
 
 /// That the adapter as it was written, put beside the base, is the model as it was written.
-fn replay(pool: &Pool, base: &Source, config: &Config, draft: &Draft) -> Result<()> {
-    let mut weights = Weights::read(base)?;
-    let folder = draft.path(ADAPTER_FOLDER);
-    tune::merge(pool, &folder, config, &mut weights).context("read the adapter again")?;
+fn replay(pool: &Pool, base: &Source, draft: &Draft) -> Result<()> {
     let model = Source::open(draft.folder()).context("read the model again")?;
-    ensure!(
-        weights == Weights::read(&model)?,
-        "the adapter beside the base is not the model that was written"
-    );
+    let same = tune::replay(pool, &draft.path(ADAPTER_FOLDER), base, &model)
+        .context("read the adapter again")?;
+    ensure!(same, "the adapter beside the base is not the model that was written");
     Ok(())
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use kernel::{Left, Output, Packed, Pool, Precision, matmul};
-use model::{Config, NamedTensors, TensorInfo, Weights};
+use model::{Config, NamedTensors, Source, TensorInfo, Weights};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -182,13 +182,9 @@ impl Adapter {
     ) {
         let mut tensors = weights.tensors_mut(config);
         for (target, own) in self.targets.iter().zip(own.0.chunks_exact(2)) {
-            let [(info, a), (_, b)] = own else { unreachable!("pairs of A and B") };
             let values = &mut *tensors[target.tensor].1;
             values.copy_from_slice(&target.base);
-            let scaled: Vec<f32> = a.iter().map(|value| value * self.scale).collect();
-            let (rank, cols) = (info.shape[0], target.cols);
-            let a = Packed::columns(pool, Precision::F32, &scaled, rank, cols);
-            matmul(pool, values, Left::Rows(b), &a, Output::Add);
+            add(pool, values, own, target.cols, self.scale);
         }
     }
 }
@@ -227,18 +223,40 @@ pub(crate) fn write(
     write_json(&folder.join(CONFIG_FILE), &config)
 }
 
-/// Adds an adapter that PEFT, or [`write`], has written to the weights of its base.
+/// Whether an adapter as it was written, put beside its base, gives the model as it was written, bit for
+/// bit; one matrix at a time.
 ///
 /// # Errors
 /// [`Error::Adapter`] if it is none, or of a kind that is not read here; [`Error::Option`] if it
-/// stands beside matrices that the model has not; [`Error::Model`] if its tensors are not those of
-/// such an adapter.
-pub fn merge(
-    pool: &Pool,
-    folder: &Path,
-    config: &Config,
-    weights: &mut Weights,
-) -> Result<(), Error> {
+/// stands beside matrices that the model has not; [`Error::Model`] if its tensors, or the models', are
+/// not those of such an adapter.
+pub fn replay(pool: &Pool, folder: &Path, base: &Source, model: &Source) -> Result<bool, Error> {
+    let config = base.config()?;
+    let found = read_config(folder)?;
+    let (targets, own) = tensors_of(folder, &config, &found)?;
+    let tensors = config.tensors();
+    for (&target, own) in targets.iter().zip(own.0.chunks_exact(2)) {
+        let info = &tensors[target];
+        let (rows, cols) = info.rows_cols();
+        let mut values = base.matrix(&info.name, rows, cols)?.to_f32();
+        add(pool, &mut values, own, cols, found.scale());
+        if values != model.matrix(&info.name, rows, cols)?.to_f32() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Adds `scale · B · A` to a matrix.
+fn add(pool: &Pool, values: &mut [f32], own: &[(TensorInfo, Vec<f32>)], cols: usize, scale: f32) {
+    let [(info, a), (_, b)] = own else { unreachable!("pairs of A and B") };
+    let scaled: Vec<f32> = a.iter().map(|value| value * scale).collect();
+    let a = Packed::columns(pool, Precision::F32, &scaled, info.shape[0], cols);
+    matmul(pool, values, Left::Rows(b), &a, Output::Add);
+}
+
+/// What an adapter says of itself, as PEFT or [`write`] has written it.
+fn read_config(folder: &Path) -> Result<AdapterConfig, Error> {
     let path = folder.join(CONFIG_FILE);
     let refused = |problem: &str| Error::Adapter { path: path.clone(), problem: problem.into() };
     let whole: Value = read_json(&path)?;
@@ -259,12 +277,15 @@ pub fn merge(
     if found.bias.as_deref().unwrap_or("none") != "none" {
         return Err(refused("biases are not read; train with bias none"));
     }
-    let (targets, own) = tensors_of(folder, config, &found)?;
-    let rank = found.r as f32;
-    let divisor = if found.use_rslora { rank.sqrt() } else { rank };
-    let adapter = Adapter::new(weights, config, &targets, found.lora_alpha / divisor);
-    adapter.merge(pool, config, &own, weights);
-    Ok(())
+    Ok(found)
+}
+
+impl AdapterConfig {
+    /// What the product is multiplied by.
+    fn scale(&self) -> f32 {
+        let rank = self.r as f32;
+        self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
 }
 
 /// What an adapter stands beside, and its matrices.
@@ -293,7 +314,7 @@ impl Options {
 mod tests {
     use std::path::PathBuf;
 
-    use model::{Batch, Decoder, Purpose, Source};
+    use model::{Batch, Decoder, Purpose};
 
     use super::*;
     use crate::head::{Head, RowGoal, labels};
@@ -320,10 +341,10 @@ mod tests {
     fn an_adapter_of_peft_gives_its_logits_and_gradients() {
         let (config, mut weights) = base();
         let pool = Pool::new(2);
-        let whole: AdapterConfig = read_json(&fixture().join(CONFIG_FILE)).unwrap();
-        let (targets, own) = tensors_of(&fixture(), &config, &whole).unwrap();
-        let adapter = Adapter::new(&weights, &config, &targets, whole.lora_alpha / whole.r as f32);
-        merge(&pool, &fixture(), &config, &mut weights).unwrap();
+        let found = read_config(&fixture()).unwrap();
+        let (targets, own) = tensors_of(&fixture(), &config, &found).unwrap();
+        let adapter = Adapter::new(&weights, &config, &targets, found.scale());
+        adapter.merge(&pool, &config, &own, &mut weights);
         let purpose = Purpose::WholeTraining;
         let decoder = Decoder::of_weights(&pool, &config, Precision::F32, purpose, &weights);
         let tokens: Vec<u32> =
@@ -374,8 +395,9 @@ mod tests {
             std::fs::write(folder.path().join(CONFIG_FILE), text.replace(from, to)).unwrap();
             let tensors = fixture().join(TENSOR_FILE);
             std::fs::copy(tensors, folder.path().join(TENSOR_FILE)).unwrap();
-            let (config, mut weights) = base();
-            let error = merge(&Pool::new(1), folder.path(), &config, &mut weights).unwrap_err();
+            let found = read_config(folder.path());
+            let error = found.and_then(|found| tensors_of(folder.path(), &base().0, &found));
+            let error = error.unwrap_err();
             error.to_string().replace(&*folder.path().to_string_lossy(), "[FOLDER]")
         };
         insta::assert_snapshot!(refused("\"peft_type\": \"LORA\"", "\"peft_type\": \"IA3\""), @"[FOLDER]/adapter_config.json: only LoRA is read, without DoRA and fan_in_fan_out");

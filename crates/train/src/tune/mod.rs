@@ -10,7 +10,7 @@ use kernel::{Pool, Precision};
 use model::{Config, NamedTensors, Weights};
 
 pub(crate) use adapter::Adapter;
-pub use adapter::{ADAPTER_FOLDER, merge};
+pub use adapter::{ADAPTER_FOLDER, replay};
 pub use options::{Method, Options, Score};
 
 use crate::Error;
@@ -33,25 +33,28 @@ const BYTES: u64 = 8;
 pub fn states(config: &Config, options: &Options) -> Result<u64, Error> {
     let tensors = config.tensors();
     let all: u64 = tensors.iter().map(|info| info.len() as u64).sum();
-    Ok(match options.method {
-        Method::Full => whole::all_states(config),
-        Method::Lora => {
-            let targets = adapter::targets_of(&tensors, options)?;
-            let shapes = adapter::shapes(&tensors, &targets, options.rank);
-            let own: u64 = shapes.iter().map(|info| info.len() as u64).sum();
-            let base: u64 = targets.iter().map(|&target| tensors[target].len() as u64).sum();
-            let largest = targets.iter().map(|&target| tensors[target].len() as u64).max();
-            BYTES * all + OWN_BYTES * own + 4 * base + 4 * largest.unwrap_or(0)
-        }
-        Method::Experts => {
-            let routing = routing(config)?;
-            // Those with the highest scores have at least their share of them.
-            let most = (f64::from(options.share) * routing.experts as f64).ceil() as u64;
-            let expert = (3 * routing.width * config.hidden) as u64;
-            let layers = (config.layers - routing.dense_layers) as u64;
-            BYTES * all + OWN_BYTES * most * expert * layers
-        }
-    })
+    // While the base is read its largest tensor is there twice more.
+    let reading = 8 * tensors.iter().map(|info| info.len() as u64).max().unwrap_or(0);
+    Ok(reading
+        + match options.method {
+            Method::Full => whole::all_states(config),
+            Method::Lora => {
+                let targets = adapter::targets_of(&tensors, options)?;
+                let shapes = adapter::shapes(&tensors, &targets, options.rank);
+                let own: u64 = shapes.iter().map(|info| info.len() as u64).sum();
+                let base: u64 = targets.iter().map(|&target| tensors[target].len() as u64).sum();
+                let largest = targets.iter().map(|&target| tensors[target].len() as u64).max();
+                BYTES * all + OWN_BYTES * own + 4 * base + 4 * largest.unwrap_or(0)
+            }
+            Method::Experts => {
+                let routing = routing(config)?;
+                // Those with the highest scores have at least their share of them.
+                let most = (f64::from(options.share) * routing.experts as f64).ceil() as u64;
+                let expert = (3 * routing.width * config.hidden) as u64;
+                let layers = (config.layers - routing.dense_layers) as u64;
+                BYTES * all + OWN_BYTES * most * expert * layers
+            }
+        })
 }
 
 /// The model's own experts.

@@ -6,6 +6,7 @@ use kernel::Precision;
 use model::{Config, HeadNorms};
 
 use super::Training;
+use crate::head::{self, GRADIENT_VALUES};
 use crate::{Error, Optimizer};
 
 /// What memory goes for.
@@ -24,8 +25,8 @@ pub struct Ledger {
     pub passing: u64,
 }
 
-/// Rows whose logits exist at a time; see `head`.
-const LOGIT_ROWS: u64 = 256;
+/// Rows whose logits exist at a time.
+const LOGIT_ROWS: u64 = head::LOGIT_ROWS as u64;
 /// Columns of a panel, to which the laid out weights are filled up.
 const PANEL: u64 = 64;
 
@@ -175,7 +176,9 @@ impl Sizes {
 
     fn output(&self) -> u64 {
         let rows = LOGIT_ROWS.min(self.tokens);
-        rows * (self.vocab * (4 + self.copied + self.lane) + self.hidden * (8 + 2 * self.lane))
+        let together = (GRADIENT_VALUES as u64 / self.vocab).next_multiple_of(LOGIT_ROWS);
+        let gradients = together.min(self.tokens) * (self.vocab + self.hidden) * self.lane;
+        gradients + rows * (self.vocab * (4 + self.copied) + self.hidden * (8 + self.lane))
     }
 
     /// Muon's copies of the matrix that each thread works on.

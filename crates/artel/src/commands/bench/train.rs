@@ -179,7 +179,11 @@ impl Shape {
             layers: self.layers,
             heads: self.heads,
             kv_heads: self.heads,
-            width: if self.experts > 0 { self.expert_width } else { self.top_k * self.expert_width },
+            width: if self.experts > 0 {
+                self.expert_width
+            } else {
+                self.top_k * self.expert_width
+            },
             experts: self.experts,
             // One of them is the expert that all tokens share.
             top_k: self.top_k.saturating_sub(1),
