@@ -109,11 +109,12 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
     let base_weights = (base_name.as_str(), weights);
     let summary = tune::tune(&job, base_weights, &options, &pool, precision, &mut at)?;
     drop(progress);
+    eprintln!("{label}: loss {:.3} nats/token", summary.loss);
+    let counts = tell(&label, &ledger, &summary);
     if options.method == Method::Lora {
         replay(&pool, &base, draft)?;
     }
-    eprintln!("{label}: loss {:.3} nats/token", summary.loss);
-    Ok(tell(&label, &ledger, &summary))
+    Ok(counts)
 }
 
 /// The accepted examples and the documents of all departments, without what is held out.

@@ -33,8 +33,8 @@ const BYTES: u64 = 8;
 pub fn states(config: &Config, options: &Options) -> Result<u64, Error> {
     let tensors = config.tensors();
     let all: u64 = tensors.iter().map(|info| info.len() as u64).sum();
-    // While the base is read its largest tensor is there twice more.
-    let reading = 8 * tensors.iter().map(|info| info.len() as u64).max().unwrap_or(0);
+    // While the base is read, and the model written, its largest tensor is there some times more.
+    let reading = 12 * tensors.iter().map(|info| info.len() as u64).max().unwrap_or(0);
     Ok(reading
         + match options.method {
             Method::Full => whole::all_states(config),
