@@ -208,7 +208,7 @@ class Load:
             (CHAT, b"{" * 20, 400), (CHAT, deep, 400), (CHAT, b"\xff\xfe", 400), (CHAT, b"", 400),
             (CHAT, {**chat, "temprature": 1}, 400), (CHAT, {**chat, "temperature": "hot"}, 400),
             (CHAT, {**chat, "top_p": 7}, 400), (CHAT, {"messages": []}, 400), (CHAT, {**chat, "model": "gpt-9"}, 404),
-            (CHAT, {"messages": [{"role": "user", "content": "word " * 5000}]}, 400),
+            (CHAT, {"messages": [{"role": "user", "content": "word " * 20_000}]}, 400),
             (CHAT, {**chat, "guided_regex": "("}, 400), (CHAT, {**chat, "tool_choice": "required"}, 400),
             (TEXT, {"prompt": [10**6]}, 400), (TEXT, {"prompt": "x", "best_of": 9}, 400),
             (CHAT, {**chat, "experts": ["alchemy"]}, 400), ("/v1/nothing", {}, 404), ("/health", {}, 405),

@@ -47,17 +47,75 @@ pub(crate) fn as_floats_mut(lanes: &mut [u32]) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(lanes.as_mut_ptr().cast(), lanes.len()) }
 }
 
-/// Memory that was given back, by size in lines.
+/// Memory that was given back.
 #[derive(Default)]
-pub(crate) struct Buffers(Mutex<BTreeMap<usize, Vec<Vec<Line>>>>);
+pub(crate) struct Buffers(Mutex<Store>);
+
+/// What is on loan and what lies free together are no more than a quarter above what was ever on loan
+/// at once: what has lain free longest goes back to the system before more is taken from it.
+#[derive(Default)]
+struct Store {
+    /// By size in lines; each with when it was given back.
+    free: BTreeMap<usize, Vec<(u64, Vec<Line>)>>,
+    /// Loans so far.
+    time: u64,
+    free_lines: usize,
+    loaned: usize,
+    most_loaned: usize,
+}
+
+impl Store {
+    /// Memory of that many lines, or a quarter more.
+    fn take(&mut self, size: usize) -> Option<Vec<Line>> {
+        let mut sizes = self.free.range_mut(size..=size + size / 4);
+        let (&found, list) = sizes.next()?;
+        let (_, lines) = list.pop().expect("no list is empty");
+        if list.is_empty() {
+            self.free.remove(&found);
+        }
+        self.free_lines -= found;
+        Some(lines)
+    }
+
+    fn lend(&mut self, size: usize) {
+        self.time += 1;
+        self.loaned += size;
+        self.most_loaned = self.most_loaned.max(self.loaned);
+    }
+
+    fn give_back(&mut self, lines: Vec<Line>) {
+        self.loaned -= lines.len();
+        self.free_lines += lines.len();
+        self.free.entry(lines.len()).or_default().push((self.time, lines));
+    }
+
+    /// Lets go what is too much.
+    fn trim(&mut self) -> Vec<Vec<Line>> {
+        let mut gone = Vec::new();
+        while self.free_lines + self.loaned > self.most_loaned + self.most_loaned / 4 {
+            let oldest = self.free.iter().min_by_key(|(_, list)| list[0].0);
+            let Some((&size, _)) = oldest else { break };
+            let list = self.free.get_mut(&size).expect("just found");
+            gone.push(list.remove(0).1);
+            if list.is_empty() {
+                self.free.remove(&size);
+            }
+            self.free_lines -= size;
+        }
+        gone
+    }
+}
 
 impl Buffers {
     pub(crate) fn take(&self, len: usize) -> Buffer<'_> {
         let size = size_class(len.div_ceil(LINE));
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines = free.get_mut(&size).and_then(Vec::pop);
-        drop(free);
-        let lines = lines.unwrap_or_else(|| {
+        let mut store = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = store.take(size);
+        store.lend(found.as_ref().map_or(size, Vec::len));
+        let gone = if found.is_none() { store.trim() } else { Vec::new() };
+        drop(store);
+        drop(gone);
+        let lines = found.unwrap_or_else(|| {
             let lines = vec![Line([0; LINE]); size];
             huge_pages(&lines);
             lines
@@ -116,8 +174,7 @@ impl DerefMut for Buffer<'_> {
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        let mut free = self.owner.0.lock().unwrap_or_else(PoisonError::into_inner);
-        free.entry(lines.len()).or_default().push(lines);
+        self.owner.0.lock().unwrap_or_else(PoisonError::into_inner).give_back(lines);
     }
 }
 
@@ -137,6 +194,29 @@ mod tests {
         assert!(second.iter().all(|&value| value == 7.0), "it is not cleared");
         let third = buffers.take(1000);
         assert_ne!(third.as_ptr(), address, "it is still on loan");
+    }
+
+    #[test]
+    fn memory_of_many_lengths_does_not_add_up() {
+        let buffers = Buffers::default();
+        let held = || {
+            let store = buffers.0.lock().unwrap();
+            assert_eq!(store.loaned, 0);
+            let sizes = store.free.iter().map(|(size, list)| size * list.len());
+            assert_eq!(sizes.sum::<usize>(), store.free_lines);
+            store.free_lines
+        };
+        for round in 0..3 {
+            for len in [100, 1000, 10_000, 100_000, 50_000, 3000] {
+                let (one, two) = (buffers.take(len), buffers.take(len + round));
+                assert!(one.len() == len && two.len() == len + round);
+            }
+        }
+        let most = 2 * size_class(100_002_usize.div_ceil(LINE));
+        assert!(held() <= most + most / 4, "{} lines, at most {most} were on loan", held());
+        // A little more than is asked for is taken as well, what has lain longest goes first.
+        let first = buffers.take(3000).as_ptr();
+        assert_eq!(buffers.take(2600).as_ptr(), first);
     }
 
     #[test]
