@@ -12,6 +12,7 @@ mod prefixes;
 
 mod chat;
 mod constraint;
+mod lookup;
 mod request;
 mod sampler;
 mod sequence;

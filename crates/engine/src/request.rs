@@ -224,11 +224,15 @@ pub struct Limits {
     pub kv_bytes: usize,
     /// How they are kept.
     pub kv_format: KvFormat,
+    /// Tokens that a sequence drafts at most, from what followed the same tokens in it before. The
+    /// model reads them beside the newest one; those that it would have drawn itself are written at
+    /// once. 0 drafts none. What is written is the same, bit for bit.
+    pub lookup: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { running: 64, queued: 256, kv_bytes: 2 << 30, kv_format: KvFormat::F32 }
+        Limits { running: 64, queued: 256, kv_bytes: 2 << 30, kv_format: KvFormat::F32, lookup: 16 }
     }
 }
 
@@ -252,4 +256,8 @@ pub struct Load {
     pub read_tokens: u64,
     pub reused_tokens: u64,
     pub written_tokens: u64,
+    /// Drafts, their tokens, and those of these that were right.
+    pub drafts: u64,
+    pub drafted_tokens: u64,
+    pub accepted_tokens: u64,
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kernel::Pool;
 use kernel::logits::log_sum_exp;
-use model::{Decoder, Hidden, Input, KvCache, Model, Page};
+use model::{Decoder, Hidden, Input, Model, Page};
 
 use crate::ledger::Ledger;
 use crate::logprobs::{for_each_row, on_pool, top};
@@ -15,6 +15,9 @@ use crate::{Event, Limits, Load, PromptToken};
 const READ_BESIDE: usize = 128;
 /// Prompt tokens of a step while all read.
 const READ_ALONE: usize = 512;
+/// Rows of a step up to which those that write may draft what follows: so many take little longer
+/// than one, since the weights are read once for all.
+const DRAFT_ROWS: usize = 16;
 
 /// What the handle and the worker thread share.
 pub(crate) struct Shared {
@@ -110,8 +113,8 @@ impl Batch {
             let pending = state.queue.pop_front().expect("the queue has a front");
             let Some((account, pages)) = room else { continue };
             self.load.reused_tokens += (pages.len() * Page::TOKENS) as u64;
-            let cache = KvCache::in_format(shared.model.config(), shared.limits.kv_format);
-            let sequence = Sequence::new(pending, &shared.model, cache, account, pages, self.steps);
+            let (model, limits) = (&shared.model, &shared.limits);
+            let sequence = Sequence::new(pending, model, limits, account, pages, self.steps);
             self.running.push(sequence);
         }
     }
@@ -163,8 +166,7 @@ fn step(model: &Model, pool: &Pool, batch: &mut Batch) {
     });
     drop(inputs);
     let predicting = read_prompts(model, pool, chosen, &hidden, ledger);
-    load.written_tokens += predicting.len() as u64;
-    generate(model, pool, predicting);
+    generate(model, pool, predicting, load);
     batch.let_go();
 }
 
@@ -179,10 +181,13 @@ fn choose<'a>(
     let (mut readers, writers): (Vec<&mut Sequence>, Vec<&mut Sequence>) =
         running.iter_mut().partition(|sequence| sequence.is_reading());
     let mut room = if writers.is_empty() { READ_ALONE } else { READ_BESIDE };
+    let each = (DRAFT_ROWS / writers.len().max(1)).max(1);
     let mut chosen: Vec<_> = writers
         .into_iter()
         .map(|sequence| {
-            let tokens = sequence.step_tokens(1);
+            let tokens = sequence.step_tokens(each);
+            // Others wait for a draft's rows as they do for a prompt's.
+            room -= tokens.len() - 1;
             (sequence, tokens)
         })
         .collect();
@@ -207,11 +212,11 @@ fn choose<'a>(
     chosen
 }
 
-/// A sequence whose next token is to be drawn: from its hidden row `[hidden]`, with the gates
-/// `[experts]` of that row.
+/// A sequence whose next tokens are to be drawn: from its hidden rows `[rows, hidden]`, with the
+/// gates `[rows, experts]` of those rows.
 struct Predicting<'a> {
     sequence: &'a mut Sequence,
-    row: &'a [f32],
+    rows: &'a [f32],
     gates: &'a [f32],
 }
 
@@ -232,14 +237,16 @@ fn read_prompts<'a>(
         let rows = &hidden.rows[first * width..end * width];
         let gates = &hidden.gates[first * experts..end * experts];
         first = end;
+        let mut draws = tokens.len();
         if sequence.is_reading() {
             let scores = score_prompt(model, pool, sequence, tokens.len(), rows);
             sequence.take_prompt(rows, gates, tokens.len(), scores, ledger);
+            draws = 1;
         }
         if sequence.draws() {
-            let row = &rows[rows.len() - width..];
-            let gates = &gates[gates.len() - experts..];
-            predicting.push(Predicting { sequence, row, gates });
+            let rows = &rows[rows.len() - draws * width..];
+            let gates = &gates[gates.len() - draws * experts..];
+            predicting.push(Predicting { sequence, rows, gates });
         }
     }
     predicting
@@ -262,22 +269,34 @@ fn score_prompt(
     })
 }
 
-fn generate(model: &Model, pool: &Pool, predicting: Vec<Predicting>) {
+fn generate(model: &Model, pool: &Pool, predicting: Vec<Predicting>, load: &mut Load) {
     if predicting.is_empty() {
         return;
     }
-    let vocab = model.config().vocab;
-    let rows: Vec<&[f32]> = predicting.iter().map(|predicting| predicting.row).collect();
+    let (width, vocab) = (model.config().hidden, model.config().vocab);
+    let rows: Vec<&[f32]> = predicting.iter().map(|predicting| predicting.rows).collect();
     let logits = model.decoder.logits(pool, &rows.concat());
-    let slots: Vec<Mutex<Predicting>> = predicting.into_iter().map(Mutex::new).collect();
+    let mut rest = &*logits;
+    let slots: Vec<Mutex<(Predicting, &[f32])>> = predicting
+        .into_iter()
+        .map(|predicting| {
+            let logits;
+            (logits, rest) = rest.split_at(predicting.rows.len() / width * vocab);
+            Mutex::new((predicting, logits))
+        })
+        .collect();
     let drawn = on_pool(pool, slots.len(), |slot| {
-        let mut predicting = slots[slot].lock().unwrap_or_else(PoisonError::into_inner);
-        predicting.sequence.draw(&logits[slot * vocab..][..vocab])
+        let mut slot = slots[slot].lock().unwrap_or_else(PoisonError::into_inner);
+        let (predicting, logits) = &mut *slot;
+        predicting.sequence.draw(logits, model)
     });
     for (slot, drawn) in slots.into_iter().zip(drawn) {
-        let Predicting { sequence, gates, .. } =
-            slot.into_inner().unwrap_or_else(PoisonError::into_inner);
-        sequence.take_token(drawn, gates, model);
+        let (predicting, _) = slot.into_inner().unwrap_or_else(PoisonError::into_inner);
+        load.written_tokens += drawn.len() as u64;
+        let (drafted, right) = predicting.sequence.take_tokens(drawn, predicting.gates, model);
+        load.drafts += u64::from(drafted > 0);
+        load.drafted_tokens += drafted as u64;
+        load.accepted_tokens += right as u64;
     }
 }
 
@@ -300,18 +319,19 @@ mod tests {
     }
 
     impl Batch {
+        /// Whose answer repeats one token.
         fn add(&mut self, prompt: usize, sink: impl FnMut(Event) -> Flow + Send + 'static) {
+            let sampling = Sampling { logit_bias: vec![(97, 100.0)], ..Sampling::greedy() };
             let request = Request {
                 prompt: vec![1; prompt],
-                max_tokens: 1,
-                sampling: Sampling::greedy(),
+                max_tokens: 100,
+                sampling,
                 ..Request::default()
             };
-            let (account, pages) = self.ledger.open(ExpertSet::NONE, &[], prompt + 1).unwrap();
+            let (account, pages) = self.ledger.open(ExpertSet::NONE, &[], prompt + 100).unwrap();
             let pending = Pending { request, sink: Box::new(sink) };
-            let model = tiny::model();
-            let cache = KvCache::new(model.config());
-            let sequence = Sequence::new(pending, &model, cache, account, pages, self.steps);
+            let (model, limits) = (tiny::model(), Limits::default());
+            let sequence = Sequence::new(pending, &model, &limits, account, pages, self.steps);
             self.running.push(sequence);
         }
 
@@ -344,6 +364,25 @@ mod tests {
         (0..6).for_each(|index| batch.add(500 + index, |_| Flow::Continue));
         let read = (0..30).map(|_| batch.shares()[0]).position(|tokens| tokens > 0);
         assert!(read.is_some_and(|steps| steps < 25), "{read:?}");
+    }
+
+    #[test]
+    fn drafts_share_the_rows_that_there_are_for_them() {
+        let (model, pool) = (tiny::model(), Pool::new(1));
+        let mut batch = batch(Ledger::new(1000));
+        let writing = |batch: &mut Batch, prompts: std::ops::Range<usize>| {
+            prompts.for_each(|prompt| batch.add(prompt, |_| Flow::Continue));
+            (0..8).for_each(|_| step(&model, &pool, batch));
+            batch.shares()
+        };
+        assert_eq!(writing(&mut batch, 20..21), [16]);
+        batch.running.clear();
+        assert_eq!(writing(&mut batch, 20..23), [5, 5, 5]);
+        batch.add(500, |_| Flow::Continue);
+        // What is drafted is not read.
+        assert_eq!(batch.shares(), [5, 5, 5, 96]);
+        batch.running.clear();
+        assert_eq!(writing(&mut batch, 20..40), [1; 20]);
     }
 
     #[test]

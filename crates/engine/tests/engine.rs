@@ -3,6 +3,7 @@
 // Clippy knows test functions, but not what they call.
 #![allow(clippy::unwrap_used)]
 
+mod drafts;
 mod endpoint;
 mod tiny;
 

@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let names = expert_names(&model);
     let limits = Limits {
         running: config.running,
+        lookup: config.lookup,
         kv_bytes: config.kv_mb << 20,
         kv_format: match config.kv_type {
             KvType::F32 => KvFormat::F32,

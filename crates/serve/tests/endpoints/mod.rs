@@ -276,6 +276,16 @@ async fn metrics_count_what_was_answered() {
     ] {
         assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
     }
+    for name in [
+        "artel_drafted_tokens_total",
+        "artel_accepted_tokens_total",
+        "vllm:spec_decode_num_drafts_total{model_name=\"tiny\"}",
+        "vllm:spec_decode_num_draft_tokens_total{model_name=\"tiny\"}",
+        "vllm:spec_decode_num_accepted_tokens_total{model_name=\"tiny\"}",
+    ] {
+        let count = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        assert!(count.is_some_and(|count: f64| count >= 0.0), "{name} is not in\n{page}");
+    }
     // Each name is explained once, before its values.
     let named: Vec<&str> = page.lines().filter(|line| line.starts_with("# TYPE")).collect();
     let mut once = named.clone();
