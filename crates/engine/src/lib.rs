@@ -28,7 +28,8 @@ pub use constraint::Constraint;
 pub use endpoint::Endpoint;
 pub use engine::Engine;
 pub use request::{
-    Completion, Event, Finish, Flow, Limits, Load, Prompt, PromptToken, Request, Sampling, Token,
+    Answers, Completion, Event, Finish, Flow, Limits, Load, Prompt, PromptToken, Request, Sampling,
+    Token,
 };
 pub use score::{Beside, Scorer};
 pub use teacher::Teacher;

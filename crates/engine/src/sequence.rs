@@ -79,6 +79,8 @@ pub(crate) struct Sequence {
     text: TextStream,
     prompt: Prompt,
     ended: bool,
+    /// Whether it ended with a whole answer.
+    answered: bool,
 }
 
 impl Sequence {
@@ -115,6 +117,7 @@ impl Sequence {
             text: TextStream::new(request.stop.clone()),
             prompt,
             ended: false,
+            answered: false,
             pending,
         };
         sequence.take_pages(pages);
@@ -352,6 +355,27 @@ impl Sequence {
         }
     }
 
+    /// What has ended, as a prompt that nobody waits for: its full pages are still to be read where
+    /// an answer stands in them. The account, where there are no such pages.
+    pub(crate) fn read_again(
+        mut self,
+        model: &Model,
+        limits: &Limits,
+        ledger: &mut Ledger,
+        step: u64,
+    ) -> Result<Sequence, Account> {
+        let (whole, known) = (self.tokens.len() / Page::TOKENS, self.pages.len());
+        if !self.answered || whole <= known {
+            return Err(self.account);
+        }
+        ledger.shrink(&mut self.account, whole - known);
+        self.tokens.truncate(whole * Page::TOKENS);
+        let experts = self.experts();
+        let request = Request { prompt: self.tokens, experts, ..Request::default() };
+        let pending = Pending { request, sink: Box::new(|_| Flow::Continue) };
+        Ok(Sequence::new(pending, model, limits, self.account, self.pages, step))
+    }
+
     /// Sends the last event, unless the receiver wants no more.
     fn finish(&mut self, reason: Finish) {
         if self.ended {
@@ -366,6 +390,7 @@ impl Sequence {
         let completion_tokens = self.generated();
         self.send(Event::Done { reason, text, prompt_tokens, completion_tokens });
         self.ended = true;
+        self.answered = true;
     }
 
     pub(crate) fn fail(&mut self, problem: &str) {

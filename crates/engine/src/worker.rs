@@ -9,12 +9,16 @@ use model::{Decoder, Hidden, Input, Model, Page};
 use crate::ledger::Ledger;
 use crate::logprobs::{for_each_row, on_pool, top};
 use crate::sequence::{Pending, Sequence};
-use crate::{Event, Limits, Load, PromptToken};
+use crate::{Answers, Event, Limits, Load, PromptToken};
 
 /// Prompt tokens of a step while others wait for their next token: what they wait for it.
 const READ_BESIDE: usize = 128;
 /// Prompt tokens of a step while all read.
 const READ_ALONE: usize = 512;
+/// Tokens of an answer that are read again in a step: what a request waits that comes meanwhile.
+const READ_AGAIN: usize = Page::TOKENS;
+/// Answers that wait to be read again, at most.
+const UNREAD_ANSWERS: usize = 64;
 /// Rows of a step up to which those that write may draft what follows: so many take little longer
 /// than one, since the weights are read once for all.
 const DRAFT_ROWS: usize = 16;
@@ -46,13 +50,14 @@ pub(crate) fn work(shared: &Shared, pool: &Pool) {
     let page_bytes = Page::bytes(shared.model.config(), shared.limits.kv_format);
     let mut batch = Batch {
         running: Vec::new(),
+        again: VecDeque::new(),
         ledger: Ledger::new(shared.limits.kv_bytes / page_bytes),
         page_bytes,
         steps: 0,
         load: Load::default(),
     };
     while batch.admit(shared) {
-        guard(&mut batch, |batch| step(&shared.model, pool, batch));
+        guard(shared, &mut batch, |batch| step(shared, pool, batch));
     }
     batch.running.iter_mut().for_each(|sequence| sequence.fail("the engine was stopped"));
     let queue = std::mem::take(&mut shared.lock().queue);
@@ -64,6 +69,8 @@ pub(crate) fn work(shared: &Shared, pool: &Pool) {
 /// The sequences that run, and the memory they run in.
 struct Batch {
     running: Vec<Sequence>,
+    /// Answers that are read while nothing runs, for the next turns of their conversations.
+    again: VecDeque<Sequence>,
     ledger: Ledger,
     page_bytes: usize,
     /// Steps done.
@@ -72,12 +79,13 @@ struct Batch {
 }
 
 /// A step that panics fails its requests, but neither hangs them nor ends the engine.
-fn guard(batch: &mut Batch, step: impl FnOnce(&mut Batch)) {
+fn guard(shared: &Shared, batch: &mut Batch, step: impl FnOnce(&mut Batch)) {
     if catch_unwind(AssertUnwindSafe(|| step(batch))).is_err() {
         tracing::error!("a step of the engine panicked; its requests fail");
         // The caches may be half-written, so nothing of this batch can go on.
         batch.running.iter_mut().for_each(|sequence| sequence.fail("internal error in the engine"));
-        batch.let_go();
+        while batch.forget_answer() {}
+        batch.let_go(shared);
     }
 }
 
@@ -92,7 +100,7 @@ impl Batch {
             }
             self.admit_queued(&mut state, shared);
             self.report(&mut state);
-            if !self.running.is_empty() {
+            if !(self.running.is_empty() && self.again.is_empty()) {
                 return true;
             }
             state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -108,6 +116,9 @@ impl Batch {
                 false => None,
             };
             if room.is_none() && first.is_wanted() {
+                if self.running.len() < shared.limits.running && self.forget_answer() {
+                    continue;
+                }
                 return;
             }
             let pending = state.queue.pop_front().expect("the queue has a front");
@@ -120,31 +131,62 @@ impl Batch {
     }
 
     fn report(&mut self, state: &mut State) {
+        let unread: usize = self.again.iter().map(|sequence| sequence.account.own()).sum();
         self.load.running = self.running.len();
         self.load.queued = state.queue.len();
-        self.load.running_bytes = self.ledger.own() * self.page_bytes;
-        self.load.prefix_bytes = self.ledger.kept() * self.page_bytes;
+        self.load.unread_answers = self.again.len();
+        self.load.running_bytes = (self.ledger.own() - unread) * self.page_bytes;
+        self.load.prefix_bytes = (self.ledger.kept() + unread) * self.page_bytes;
         state.load = self.load;
     }
 
-    /// Removes the sequences that have ended.
-    fn let_go(&mut self) {
-        for sequence in self.running.extract_if(.., |sequence| sequence.ended()) {
-            self.ledger.close(sequence.account);
+    /// Removes the sequences that have ended; what they answered may be read again.
+    fn let_go(&mut self, shared: &Shared) {
+        let (model, limits) = (&shared.model, &shared.limits);
+        let ended: Vec<Sequence> = self.running.extract_if(.., |s| s.ended()).collect();
+        for sequence in ended {
+            let again = match limits.answers {
+                Answers::Forget => Err(sequence.account),
+                Answers::ReadAgain => {
+                    sequence.read_again(model, limits, &mut self.ledger, self.steps)
+                }
+            };
+            match again {
+                Ok(sequence) => self.again.push_back(sequence),
+                Err(account) => self.ledger.close(account),
+            }
         }
+        while self.again.len() > UNREAD_ANSWERS || self.again.front().is_some_and(Sequence::ended) {
+            self.forget_answer();
+        }
+    }
+
+    /// Lets go the answer that was to be read next. False where there is none.
+    fn forget_answer(&mut self) -> bool {
+        let Some(sequence) = self.again.pop_front() else { return false };
+        self.ledger.close(sequence.account);
+        true
     }
 }
 
 /// One step of the batch: the next token of every sequence that writes, and parts of the prompts of
-/// those that read.
-fn step(model: &Model, pool: &Pool, batch: &mut Batch) {
+/// those that read. Where there are none, a page of an answer.
+fn step(shared: &Shared, pool: &Pool, batch: &mut Batch) {
+    let model = &*shared.model;
     batch.steps += 1;
     for sequence in batch.running.iter_mut().filter(|sequence| sequence.is_reading()) {
         sequence.announce_prefill();
     }
-    batch.let_go();
-    let Batch { running, ledger, steps, load, .. } = &mut *batch;
-    let mut chosen = choose(running, ledger, *steps, load);
+    batch.let_go(shared);
+    let Batch { running, again, ledger, steps, load, .. } = &mut *batch;
+    let mut chosen = match again.front_mut().filter(|_| running.is_empty()) {
+        Some(answer) => {
+            answer.catch_up(ledger);
+            let tokens = answer.step_tokens(READ_AGAIN);
+            vec![(answer, tokens)]
+        }
+        None => choose(running, ledger, *steps, load),
+    };
     if chosen.is_empty() {
         return;
     }
@@ -167,7 +209,7 @@ fn step(model: &Model, pool: &Pool, batch: &mut Batch) {
     drop(inputs);
     let predicting = read_prompts(model, pool, chosen, &hidden, ledger);
     generate(model, pool, predicting, load);
-    batch.let_go();
+    batch.let_go(shared);
 }
 
 /// The sequences of this step with their tokens: all that write, and of those that read as many as
@@ -315,7 +357,14 @@ mod tests {
 
     fn batch(ledger: Ledger) -> Batch {
         let load = Load::default();
-        Batch { running: Vec::new(), ledger, page_bytes: 1, steps: 0, load }
+        let (running, again) = (Vec::new(), VecDeque::new());
+        Batch { running, again, ledger, page_bytes: 1, steps: 0, load }
+    }
+
+    fn shared() -> Shared {
+        let limits = Limits { answers: Answers::ReadAgain, ..Limits::default() };
+        let (state, wake) = (Mutex::new(State::default()), Condvar::new());
+        Shared { model: tiny::model(), limits, state, wake }
     }
 
     impl Batch {
@@ -368,11 +417,11 @@ mod tests {
 
     #[test]
     fn drafts_share_the_rows_that_there_are_for_them() {
-        let (model, pool) = (tiny::model(), Pool::new(1));
+        let (shared, pool) = (shared(), Pool::new(1));
         let mut batch = batch(Ledger::new(1000));
         let writing = |batch: &mut Batch, prompts: std::ops::Range<usize>| {
             prompts.for_each(|prompt| batch.add(prompt, |_| Flow::Continue));
-            (0..8).for_each(|_| step(&model, &pool, batch));
+            (0..8).for_each(|_| step(&shared, &pool, batch));
             batch.shares()
         };
         assert_eq!(writing(&mut batch, 20..21), [16]);
@@ -386,6 +435,37 @@ mod tests {
     }
 
     #[test]
+    fn answers_are_read_again_when_nobody_waits_and_hold_up_nobody() {
+        let (shared, pool) = (shared(), Pool::new(1));
+        let mut batch = batch(Ledger::new(20));
+        let finish = |batch: &mut Batch| {
+            batch.add(40, |_| Flow::Continue);
+            while !batch.running.is_empty() {
+                assert!(batch.again.iter().all(|answer| answer.unread() == 96));
+                step(&shared, &pool, batch);
+            }
+        };
+        finish(&mut batch);
+        // The first page is the prompt's, and three are still to be read.
+        assert_eq!((batch.ledger.kept(), batch.ledger.own(), batch.again.len()), (1, 3, 1));
+        finish(&mut batch);
+        assert_eq!((batch.ledger.kept(), batch.ledger.own(), batch.again.len()), (1, 6, 2));
+        step(&shared, &pool, &mut batch);
+        assert_eq!((batch.ledger.kept(), batch.ledger.own()), (2, 5));
+        // The same answer again: what was read of one is there for the other.
+        (0..4).for_each(|_| step(&shared, &pool, &mut batch));
+        assert_eq!((batch.ledger.kept(), batch.ledger.own(), batch.again.len()), (4, 0, 0));
+        // Who needs the room gets it.
+        batch.ledger = Ledger::new(8);
+        finish(&mut batch);
+        let request = Request { prompt: vec![2; 200], max_tokens: 50, ..Request::default() };
+        let sink = Box::new(|_| Flow::Continue);
+        let mut state = State { queue: [Pending { request, sink }].into(), ..State::default() };
+        batch.admit_queued(&mut state, &shared);
+        assert_eq!((batch.running.len(), batch.again.len(), batch.ledger.own()), (1, 0, 8));
+    }
+
+    #[test]
     fn a_step_that_panics_fails_its_requests() {
         let (sender, events) = mpsc::channel();
         let mut batch = batch(Ledger::new(10));
@@ -393,7 +473,7 @@ mod tests {
             sender.send(event).unwrap();
             Flow::Continue
         });
-        guard(&mut batch, |_| panic!("a broken step"));
+        guard(&shared(), &mut batch, |_| panic!("a broken step"));
         assert!(batch.running.is_empty());
         assert_eq!(batch.ledger.own(), 0);
         let events: Vec<Event> = events.iter().collect();

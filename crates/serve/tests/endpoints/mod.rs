@@ -244,6 +244,31 @@ async fn texts_become_tokens_and_tokens_texts() {
 }
 
 #[tokio::test]
+async fn the_next_turn_reuses_the_answer_with_the_same_experts_only() {
+    let limits = engine::Limits { answers: engine::Answers::ReadAgain, ..Default::default() };
+    let engine = engine(limits);
+    let router = serve::router(engine.clone(), &with_keys()).unwrap();
+    let question = json!({"role": "user", "content": "Is the pump of the third line on?"});
+    let fields = json!({"max_tokens": 100, "logit_bias": {"113": 100}});
+    let mut body = chat(fields.clone());
+    body["messages"] = json!([question]);
+    let (status, first) = post_as(&router, CHAT, "secret-plant", body.clone()).await;
+    assert_eq!(status, 200, "{first}");
+    while engine.load().running + engine.load().unread_answers > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let answer = &first["choices"][0]["message"]["content"];
+    assert_eq!(answer.as_str(), Some("q".repeat(100).as_str()));
+    let next = json!({"role": "user", "content": "Since when?"});
+    body["messages"] = json!([question, {"role": "assistant", "content": answer}, next]);
+    // Of 52 tokens of the question and 100 of the answer the full pages.
+    for (key, cached) in [("secret-office", 0), ("secret-none", 0), ("secret-plant", 128)] {
+        let (_, second) = post_as(&router, CHAT, key, body.clone()).await;
+        assert_eq!(second["usage"]["prompt_tokens_details"]["cached_tokens"], cached, "{key}");
+    }
+}
+
+#[tokio::test]
 async fn metrics_count_what_was_answered() {
     let router = router(&options());
     let messages = json!([{"role": "user", "content": "Is the pump of the third line on?"}]);
