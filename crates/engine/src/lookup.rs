@@ -8,6 +8,8 @@
 const FIRST: usize = 3;
 const LEAST: usize = 2;
 const MOST: usize = 7;
+/// Tokens of a draft for which a step may have room.
+const LONGEST: usize = 16;
 
 /// What one sequence has learned of its drafts.
 pub(crate) struct Lookup {
@@ -21,7 +23,7 @@ pub(crate) struct Lookup {
 
 impl Lookup {
     pub(crate) fn new(most: usize) -> Self {
-        Lookup { most, needed: FIRST, length: FIRST }
+        Lookup { most: most.min(LONGEST), needed: FIRST, length: FIRST }
     }
 
     /// What may follow `tokens`: up to `room` of them, because they did before. No more than stood
@@ -107,7 +109,7 @@ mod tests {
 
     #[test]
     fn drafts_grow_while_they_are_right() {
-        let (mut lookup, tokens) = (Lookup::new(16), [6; 40]);
+        let (mut lookup, tokens) = (Lookup::new(usize::MAX), [6; 40]);
         let mut next = |drafted, right| {
             lookup.learn(drafted, right);
             lookup.draft(&tokens, 100).len()
