@@ -107,6 +107,8 @@ pub(crate) struct Serve {
     pub kv_type: KvType,
     /// Requests that are answered at once; more wait.
     pub running: usize,
+    /// Tokens drafted at once from what followed the same words before; 0 for none.
+    pub lookup: usize,
     /// PEM files of the server's certificate and of its key: with them it speaks HTTPS.
     pub tls_certificate: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
@@ -130,6 +132,7 @@ impl Default for Serve {
             kv_mb: limits.kv_bytes >> 20,
             kv_type: KvType::F16,
             running: limits.running,
+            lookup: limits.lookup,
             tls_certificate: None,
             tls_key: None,
             body_mb: requests.body_bytes >> 20,

@@ -20,6 +20,13 @@ pub(crate) struct Account {
     own: usize,
 }
 
+impl Account {
+    /// Pages set aside for this request alone.
+    pub(crate) fn own(&self) -> usize {
+        self.own
+    }
+}
+
 impl Ledger {
     pub(crate) fn new(limit: usize) -> Self {
         Ledger { limit, own: 0, prefixes: Prefixes::default() }
@@ -57,6 +64,12 @@ impl Ledger {
 
     pub(crate) fn close(&mut self, account: Account) {
         self.own -= account.own;
+    }
+
+    /// Gives back what the account has beyond so many pages of its own.
+    pub(crate) fn shrink(&mut self, account: &mut Account, own: usize) {
+        let most = account.own;
+        self.give_back(account, most - own.min(most));
     }
 
     /// Pages with which the prompt begins, behind the first `known`. The account uses them in the

@@ -12,6 +12,7 @@ mod prefixes;
 
 mod chat;
 mod constraint;
+mod lookup;
 mod request;
 mod sampler;
 mod sequence;
@@ -27,7 +28,8 @@ pub use constraint::Constraint;
 pub use endpoint::Endpoint;
 pub use engine::Engine;
 pub use request::{
-    Completion, Event, Finish, Flow, Limits, Load, Prompt, PromptToken, Request, Sampling, Token,
+    Answers, Completion, Event, Finish, Flow, Limits, Load, Prompt, PromptToken, Request, Sampling,
+    Token,
 };
 pub use score::{Beside, Scorer};
 pub use teacher::Teacher;

@@ -224,11 +224,33 @@ pub struct Limits {
     pub kv_bytes: usize,
     /// How they are kept.
     pub kv_format: KvFormat,
+    /// Tokens that a sequence drafts at most, from what followed the same tokens in it before. The
+    /// model reads them beside the newest one; those that it would have drawn itself are written at
+    /// once. 0 drafts none. What is written is the same, bit for bit.
+    pub lookup: usize,
+    pub answers: Answers,
+}
+
+/// What becomes of answers when they have been written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    Forget,
+    /// While nothing else runs or waits they are read as prompts are, so that the next turn of the
+    /// conversation begins where they end. Only then: keys and values of tokens that were written
+    /// one by one are rounded otherwise than a prompt's, and would show in the next answer.
+    ReadAgain,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { running: 64, queued: 256, kv_bytes: 2 << 30, kv_format: KvFormat::F32 }
+        Limits {
+            running: 64,
+            queued: 256,
+            kv_bytes: 2 << 30,
+            kv_format: KvFormat::F32,
+            lookup: 16,
+            answers: Answers::Forget,
+        }
     }
 }
 
@@ -246,10 +268,16 @@ pub struct Load {
     pub queued: usize,
     /// Memory for keys and values that is set aside for running requests.
     pub running_bytes: usize,
-    /// Memory of prompts that were read, for those that begin alike.
+    /// Memory of prompts and answers that were read, for prompts that begin alike.
     pub prefix_bytes: usize,
     /// Prompt tokens that were read, and those that did not need to be.
     pub read_tokens: u64,
     pub reused_tokens: u64,
     pub written_tokens: u64,
+    /// Answers that wait to be read again.
+    pub unread_answers: usize,
+    /// Drafts, their tokens, and those of these that were right.
+    pub drafts: u64,
+    pub drafted_tokens: u64,
+    pub accepted_tokens: u64,
 }

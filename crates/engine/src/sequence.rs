@@ -7,10 +7,11 @@ use model::{Decoder, ExpertSet, KvCache, Model, Page};
 use crate::constraint::Constraint;
 use crate::ledger::{Account, Ledger};
 use crate::logprobs::top;
+use crate::lookup::Lookup;
 use crate::prefixes::ReadPage;
 use crate::sampler::Sampler;
 use crate::text::{Released, TextStream};
-use crate::{Event, Finish, Flow, Prompt, PromptToken, Request, Token};
+use crate::{Event, Finish, Flow, Limits, Prompt, PromptToken, Request, Token};
 
 pub(crate) type Sink = Box<dyn FnMut(Event) -> Flow + Send>;
 
@@ -45,12 +46,14 @@ impl Pending {
     }
 }
 
-/// What follows the token drawn from one row of logits.
+/// What was drawn from one row of logits.
 pub(crate) struct Drawn {
     /// The token, or why there is none.
-    pub(crate) token: Result<u32, String>,
-    pub(crate) logprob: f32,
-    pub(crate) top: Vec<(u32, f32)>,
+    token: Result<u32, String>,
+    logprob: f32,
+    top: Vec<(u32, f32)>,
+    /// Whether the grammar lets nothing follow the token.
+    complete: bool,
 }
 
 /// A running request.
@@ -67,13 +70,17 @@ pub(crate) struct Sequence {
     pages: Vec<ReadPage>,
     /// `[experts]`: gates, summed over the tokens that were read since the last full page.
     page_gates: Vec<f32>,
-    /// The last token drawn, not yet in the cache.
-    next: Option<u32>,
-    generated: usize,
+    /// The prompt, and what was written behind it.
+    tokens: Vec<u32>,
+    /// What may follow, in the step that is being made.
+    draft: Vec<u32>,
+    lookup: Lookup,
     sampler: Sampler,
     text: TextStream,
     prompt: Prompt,
     ended: bool,
+    /// Whether it ended with a whole answer.
+    answered: bool,
 }
 
 impl Sequence {
@@ -82,7 +89,7 @@ impl Sequence {
     pub(crate) fn new(
         mut pending: Pending,
         model: &Model,
-        cache: KvCache,
+        limits: &Limits,
         account: Account,
         pages: Vec<ReadPage>,
         step: u64,
@@ -96,19 +103,21 @@ impl Sequence {
             prompt.tokens.push(PromptToken { id, logprob: None, top: Vec::new() });
         }
         let mut sequence = Sequence {
-            cache,
+            cache: KvCache::in_format(model.config(), limits.kv_format),
             account,
             constraint,
             read_at: step,
             read: 0,
             pages: Vec::new(),
             page_gates: vec![0.0; experts],
-            next: None,
-            generated: 0,
+            tokens: request.prompt.clone(),
+            draft: Vec::new(),
+            lookup: Lookup::new(limits.lookup),
             sampler: Sampler::new(request.sampling.clone(), &request.prompt),
             text: TextStream::new(request.stop.clone()),
             prompt,
             ended: false,
+            answered: false,
             pending,
         };
         sequence.take_pages(pages);
@@ -119,16 +128,22 @@ impl Sequence {
         self.pending.request.experts
     }
 
-    /// The tokens of the next step: the token drawn last, or the next part of the prompt. That has
-    /// about `most` tokens, and may be none where more must be read at once.
-    pub(crate) fn step_tokens(&self, most: usize) -> Vec<u32> {
-        match self.next {
-            Some(token) => vec![token],
-            None => {
-                let rest = &self.pending.request.prompt[self.read..];
-                rest[..cut(rest.len(), most)].to_vec()
-            }
+    /// The tokens of the next step, about `most`: the token drawn last and a draft of what follows,
+    /// or the next part of the prompt, which may be none where more must be read at once.
+    pub(crate) fn step_tokens(&mut self, most: usize) -> Vec<u32> {
+        if self.is_reading() {
+            let rest = &self.pending.request.prompt[self.read..];
+            return rest[..cut(rest.len(), most)].to_vec();
         }
+        // The last token that may be drawn needs no row of its own.
+        let left = self.pending.request.max_tokens - self.generated();
+        self.draft = self.lookup.draft(&self.tokens, most.min(left).saturating_sub(1));
+        [&self.tokens[self.tokens.len() - 1..], &self.draft].concat()
+    }
+
+    /// Tokens written.
+    fn generated(&self) -> usize {
+        self.tokens.len() - self.pending.request.prompt.len()
     }
 
     /// Prompt tokens that are still to be read.
@@ -153,7 +168,7 @@ impl Sequence {
     }
 
     pub(crate) fn is_reading(&self) -> bool {
-        self.next.is_none()
+        self.generated() == 0
     }
 
     pub(crate) fn ended(&self) -> bool {
@@ -235,6 +250,7 @@ impl Sequence {
         for gates in pages.chain([self.page_gates.as_slice()]) {
             sums.iter_mut().zip(gates).for_each(|(sum, gate)| *sum += gate);
         }
+        self.cache.attend_one_by_one();
         prompt.mean_hidden.iter_mut().for_each(|sum| *sum /= self.read as f32);
         prompt.gates = sums.iter().map(|sum| sum / self.read as f32).collect();
         self.send(Event::Prompt(prompt));
@@ -243,18 +259,40 @@ impl Sequence {
         }
     }
 
-    /// Whether the row just computed predicts a token to be drawn.
+    /// Whether the rows just computed predict tokens to be drawn.
     pub(crate) fn draws(&self) -> bool {
         !self.ended && self.read == self.pending.request.prompt.len()
     }
 
-    /// Draws the next token from its logits `[vocab]`.
-    pub(crate) fn draw(&mut self, logits: &[f32]) -> Drawn {
-        let token = self.draw_allowed(logits);
+    /// Draws from the logits `[rows, vocab]` behind the newest token and behind each of its draft, as
+    /// long as the draft is what was drawn.
+    pub(crate) fn draw(&mut self, logits: &[f32], model: &Model) -> Vec<Drawn> {
+        let config = model.config();
+        let mut drawn = Vec::new();
+        for (index, logits) in logits.chunks_exact(config.vocab).enumerate() {
+            let next = self.draw_one(logits, &config.eos);
+            let goes_on = !next.complete && next.token.as_ref().ok() == self.draft.get(index);
+            drawn.push(next);
+            if !goes_on {
+                break;
+            }
+        }
+        drawn
+    }
+
+    fn draw_one(&mut self, logits: &[f32], eos: &[u32]) -> Drawn {
+        let drawn = self.draw_allowed(logits).and_then(|token| {
+            let constraint = self.constraint.as_mut().filter(|_| !eos.contains(&token));
+            let complete = constraint.map_or(Ok(false), |constraint| constraint.take(token));
+            Ok((token, complete.map_err(|problem| format!("the grammar: {problem}"))?))
+        });
         let normaliser = log_sum_exp(logits);
+        let (token, complete) = match drawn {
+            Ok((token, complete)) => (Ok(token), complete),
+            Err(problem) => (Err(problem), false),
+        };
         let logprob = token.as_ref().map_or(f32::NAN, |&token| logits[token as usize] - normaliser);
-        let count = self.pending.request.logprobs.unwrap_or(0);
-        Drawn { token, logprob, top: top(logits, normaliser, count) }
+        Drawn { token, logprob, top: top(logits, normaliser, self.alternatives()), complete }
     }
 
     fn draw_allowed(&mut self, logits: &[f32]) -> Result<u32, String> {
@@ -267,9 +305,30 @@ impl Sequence {
         self.sampler.draw(&allowed).ok_or_else(|| problem.to_owned())
     }
 
-    /// Sends the drawn token, and the end if it is the last.
-    pub(crate) fn take_token(&mut self, drawn: Drawn, gates: &[f32], model: &Model) {
-        let Drawn { token, logprob, top } = drawn;
+    /// Sends the drawn tokens, each with its row of gates `[rows, experts]`, and the end if it is
+    /// among them. Returns how many tokens were drafted, and how many of them were right.
+    pub(crate) fn take_tokens(
+        &mut self,
+        drawn: Vec<Drawn>,
+        gates: &[f32],
+        model: &Model,
+    ) -> (usize, usize) {
+        let (drafted, right) = (self.draft.len(), drawn.len() - 1);
+        self.lookup.learn(drafted, right);
+        self.draft.clear();
+        // What was drawn last is not in the cache yet.
+        self.cache.truncate(self.cache.len() - (drafted - right));
+        let experts = self.page_gates.len();
+        for (index, drawn) in drawn.into_iter().enumerate() {
+            if !self.ended {
+                self.take_token(drawn, &gates[index * experts..(index + 1) * experts], model);
+            }
+        }
+        (drafted, right)
+    }
+
+    fn take_token(&mut self, drawn: Drawn, gates: &[f32], model: &Model) {
+        let Drawn { token, logprob, top, complete } = drawn;
         let id = match token {
             Ok(id) => id,
             Err(problem) => return self.fail(&problem),
@@ -277,8 +336,7 @@ impl Sequence {
         if model.config().eos.contains(&id) {
             return self.finish(Finish::Stop);
         }
-        self.next = Some(id);
-        self.generated += 1;
+        self.tokens.push(id);
         let special = model.tokenizer.is_special(id);
         let bytes = if special { Vec::new() } else { model.tokenizer.token_bytes(id) };
         let (text, stopped) = match self.text.push(&bytes) {
@@ -290,16 +348,32 @@ impl Sequence {
             // What follows the stop string is no text of the answer.
             self.text = TextStream::new(Vec::new());
             self.finish(Finish::StopString(index));
-            return;
+        } else if complete {
+            self.finish(Finish::Stop);
+        } else if self.generated() >= self.pending.request.max_tokens {
+            self.finish(Finish::Length);
         }
-        match self.constraint.as_mut().map_or(Ok(false), |constraint| constraint.take(id)) {
-            Err(problem) => self.fail(&format!("the grammar: {problem}")),
-            Ok(true) => self.finish(Finish::Stop),
-            Ok(false) if self.generated >= self.pending.request.max_tokens => {
-                self.finish(Finish::Length);
-            }
-            Ok(false) => {}
+    }
+
+    /// What has ended, as a prompt that nobody waits for: its full pages are still to be read where
+    /// an answer stands in them. The account, where there are no such pages.
+    pub(crate) fn read_again(
+        mut self,
+        model: &Model,
+        limits: &Limits,
+        ledger: &mut Ledger,
+        step: u64,
+    ) -> Result<Sequence, Account> {
+        let (whole, known) = (self.tokens.len() / Page::TOKENS, self.pages.len());
+        if !self.answered || whole <= known {
+            return Err(self.account);
         }
+        ledger.shrink(&mut self.account, whole - known);
+        self.tokens.truncate(whole * Page::TOKENS);
+        let experts = self.experts();
+        let request = Request { prompt: self.tokens, experts, ..Request::default() };
+        let pending = Pending { request, sink: Box::new(|_| Flow::Continue) };
+        Ok(Sequence::new(pending, model, limits, self.account, self.pages, step))
     }
 
     /// Sends the last event, unless the receiver wants no more.
@@ -313,9 +387,10 @@ impl Sequence {
             Released::Stopped(text, index) => (text, Finish::StopString(index)),
         };
         let prompt_tokens = self.pending.request.prompt.len();
-        let completion_tokens = self.generated;
+        let completion_tokens = self.generated();
         self.send(Event::Done { reason, text, prompt_tokens, completion_tokens });
         self.ended = true;
+        self.answered = true;
     }
 
     pub(crate) fn fail(&mut self, problem: &str) {

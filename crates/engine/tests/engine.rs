@@ -3,12 +3,15 @@
 // Clippy knows test functions, but not what they call.
 #![allow(clippy::unwrap_used)]
 
+mod drafts;
 mod endpoint;
 mod tiny;
 
 use std::sync::mpsc;
 
-use engine::{Completion, Engine, Error, Event, Finish, Flow, Limits, Request, Sampling, Scorer};
+use engine::{
+    Answers, Completion, Engine, Error, Event, Finish, Flow, Limits, Request, Sampling, Scorer,
+};
 use kernel::Pool;
 use model::{ExpertSet, KvFormat};
 
@@ -179,6 +182,32 @@ fn a_prefix_is_reused_by_those_with_the_same_experts_only() {
     let scored = engine.generate(scored).unwrap();
     assert_eq!((scored.prompt.reused, scored.prompt.tokens.len()), (0, 126));
     assert_eq!(engine.load().reused_tokens, 96 + 64 + 32 + 32);
+}
+
+#[test]
+fn an_answer_is_reused_by_the_next_turn_with_the_same_experts() {
+    let read_again = Limits { answers: Answers::ReadAgain, ..Limits::default() };
+    for experts in [ExpertSet::single(0), ExpertSet::NONE] {
+        let engine = start(read_again);
+        let sampling = Sampling { temperature: 0.5, ..Sampling::default() };
+        let first = Request { max_tokens: 70, sampling, experts, ..request(&"valve ".repeat(9)) };
+        let answer = engine.generate(first.clone()).unwrap();
+        while engine.load().running + engine.load().unread_answers > 0 {
+            std::thread::yield_now();
+        }
+        let turn = [first.prompt.clone(), ids(&answer), request(" and then?").prompt].concat();
+        let turn = Request { prompt: turn, ..first };
+        for other in [ExpertSet::single(1), ExpertSet::all(2)] {
+            let request = Request { experts: other, ..turn.clone() };
+            assert_eq!(engine.generate(request).unwrap().prompt.reused, 0, "{other:?}");
+        }
+        let found = engine.generate(turn.clone()).unwrap();
+        let whole = (54 + answer.tokens.len()) / 32 * 32;
+        assert_eq!((found.prompt.reused, whole > 64), (whole, true));
+        // The bits are those of a conversation that another server began.
+        let alone = start(Limits::default()).generate(turn).unwrap();
+        assert_eq!(everything(&found), everything(&alone));
+    }
 }
 
 #[test]

@@ -130,6 +130,16 @@ pub(crate) fn page(app: &Shared) -> String {
             "Prompt tokens that were kept from earlier prompts",
             load.reused_tokens,
         ),
+        (
+            "artel_drafted_tokens_total",
+            "Tokens drafted from what followed the same tokens before",
+            load.drafted_tokens,
+        ),
+        (
+            "artel_accepted_tokens_total",
+            "Drafted tokens that were right, and so were written at once",
+            load.accepted_tokens,
+        ),
         ("artel_cancelled_total", "Answers whose client left before their end", counts.cancelled),
         ("vllm:prompt_tokens_total", "Prompt tokens of the answers", counts.prompt_tokens),
         ("vllm:generation_tokens_total", "Tokens of the answers", counts.completion_tokens),
@@ -142,6 +152,13 @@ pub(crate) fn page(app: &Shared) -> String {
             "vllm:prefix_cache_hits_total",
             "Prompt tokens that were kept from earlier prompts",
             load.reused_tokens,
+        ),
+        ("vllm:spec_decode_num_drafts_total", "Drafts", load.drafts),
+        ("vllm:spec_decode_num_draft_tokens_total", "Tokens drafted", load.drafted_tokens),
+        (
+            "vllm:spec_decode_num_accepted_tokens_total",
+            "Drafted tokens that were right",
+            load.accepted_tokens,
         ),
     ] {
         value(name, "counter", help, number as f64);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, Result, anyhow, bail};
-use engine::{Engine, Event, Flow, Limits, Request, Sampling};
+use engine::{Answers, Engine, Event, Flow, Limits, Request, Sampling};
 use kernel::Precision;
 use model::{ExpertSet, Message, Model, Purpose};
 use store::{Kind, Workspace};
@@ -37,7 +37,8 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let model = load(&model_folder(&config, args.model.as_deref())?)?;
     let names = expert_names(&model);
     let experts = permitted(&names, args.experts.as_deref())?;
-    let engine = Engine::start(Arc::new(model), setup.pool(), Limits::default());
+    let limits = Limits { answers: Answers::ReadAgain, ..Limits::default() };
+    let engine = Engine::start(Arc::new(model), setup.pool(), limits);
     if std::io::stdin().is_terminal() {
         eprintln!("Experts: {}. An empty line or Ctrl-D ends it.", list(&names, experts));
     }

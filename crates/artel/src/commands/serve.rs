@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use engine::{Engine, Limits};
+use engine::{Answers, Engine, Limits};
 use model::{KvFormat, Model};
 use serve::{Key, Options, Tls};
 use store::{Kind, Workspace};
@@ -43,6 +43,8 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let names = expert_names(&model);
     let limits = Limits {
         running: config.running,
+        lookup: config.lookup,
+        answers: Answers::ReadAgain,
         kv_bytes: config.kv_mb << 20,
         kv_format: match config.kv_type {
             KvType::F32 => KvFormat::F32,

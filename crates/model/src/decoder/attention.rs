@@ -304,16 +304,16 @@ fn attend_cached<'a>(
     let parts: Vec<Vec<KvPart>> =
         inputs.iter().map(|input| input.cache.layer(layer).collect()).collect();
     let mut first = 0;
-    let sequences: Vec<Sequence> = inputs
-        .iter()
-        .zip(&parts)
-        .map(|(input, parts)| {
-            let queries = first..first + input.tokens.len();
-            first = queries.end;
-            let pages = Pages { parts, len: input.cache.len + input.tokens.len() };
-            Sequence { queries, keys_values: KeysValues::Pages(pages), window }
-        })
-        .collect();
+    let mut sequences = Vec::with_capacity(inputs.len());
+    for (input, parts) in inputs.iter().zip(&parts) {
+        let mut len = input.cache.len;
+        for tokens in input.tokens.chunks(input.cache.together) {
+            let queries = first..first + tokens.len();
+            (first, len) = (queries.end, len + tokens.len());
+            let keys_values = KeysValues::Pages(Pages { parts, len });
+            sequences.push(Sequence { queries, keys_values, window });
+        }
+    }
     let mut out = pass.pool.buffer(first * heads * head_dim);
     let queries = Rows { values: qkv, stride, offset: 0 };
     attention::forward(pass.pool, &mut out, queries, &sequences, pass.heads, None);

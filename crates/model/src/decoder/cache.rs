@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use kernel::attention::{KvFormat, KvPart, KvPartMut, KvValues, Pages};
+use kernel::attention::{FEW_ROWS, KvFormat, KvPart, KvPartMut, KvValues, Pages};
 
 use super::ExpertSet;
 use crate::Config;
@@ -12,6 +12,8 @@ use crate::Config;
 pub struct KvCache {
     pages: Vec<Arc<Page>>,
     pub(super) len: usize,
+    /// New tokens attended to together.
+    pub(super) together: usize,
     format: KvFormat,
     layers: usize,
     kv_heads: usize,
@@ -42,7 +44,8 @@ impl KvCache {
     /// A cache without tokens.
     pub fn in_format(config: &Config, format: KvFormat) -> Self {
         let Config { layers, kv_heads, head_dim, .. } = *config;
-        KvCache { pages: Vec::new(), len: 0, format, layers, kv_heads, head_dim }
+        let (pages, together) = (Vec::new(), usize::MAX);
+        KvCache { pages, len: 0, together, format, layers, kv_heads, head_dim }
     }
 
     /// Tokens held.
@@ -73,6 +76,12 @@ impl KvCache {
     pub fn share(&mut self, index: usize, page: Arc<Page>) {
         debug_assert!(self.pages[index].0 == page.0, "pages differ");
         self.pages[index] = page;
+    }
+
+    /// From now on new tokens are attended to one by one, so that each gets the bits that it would
+    /// get alone, however many come at once.
+    pub fn attend_one_by_one(&mut self) {
+        self.together = FEW_ROWS - 1;
     }
 
     /// Forgets all tokens from position `len` on.

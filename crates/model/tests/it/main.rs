@@ -8,6 +8,7 @@ mod mutate;
 
 mod config;
 mod decoder;
+mod drafts;
 mod gguf;
 mod hostile;
 mod quantise;

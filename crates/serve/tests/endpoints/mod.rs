@@ -244,6 +244,31 @@ async fn texts_become_tokens_and_tokens_texts() {
 }
 
 #[tokio::test]
+async fn the_next_turn_reuses_the_answer_with_the_same_experts_only() {
+    let limits = engine::Limits { answers: engine::Answers::ReadAgain, ..Default::default() };
+    let engine = engine(limits);
+    let router = serve::router(engine.clone(), &with_keys()).unwrap();
+    let question = json!({"role": "user", "content": "Is the pump of the third line on?"});
+    let fields = json!({"max_tokens": 100, "logit_bias": {"113": 100}});
+    let mut body = chat(fields.clone());
+    body["messages"] = json!([question]);
+    let (status, first) = post_as(&router, CHAT, "secret-plant", body.clone()).await;
+    assert_eq!(status, 200, "{first}");
+    while engine.load().running + engine.load().unread_answers > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let answer = &first["choices"][0]["message"]["content"];
+    assert_eq!(answer.as_str(), Some("q".repeat(100).as_str()));
+    let next = json!({"role": "user", "content": "Since when?"});
+    body["messages"] = json!([question, {"role": "assistant", "content": answer}, next]);
+    // Of 52 tokens of the question and 100 of the answer the full pages.
+    for (key, cached) in [("secret-office", 0), ("secret-none", 0), ("secret-plant", 128)] {
+        let (_, second) = post_as(&router, CHAT, key, body.clone()).await;
+        assert_eq!(second["usage"]["prompt_tokens_details"]["cached_tokens"], cached, "{key}");
+    }
+}
+
+#[tokio::test]
 async fn metrics_count_what_was_answered() {
     let router = router(&options());
     let messages = json!([{"role": "user", "content": "Is the pump of the third line on?"}]);
@@ -275,6 +300,16 @@ async fn metrics_count_what_was_answered() {
         "artel_time_to_first_token_seconds_count 2",
     ] {
         assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
+    }
+    for name in [
+        "artel_drafted_tokens_total",
+        "artel_accepted_tokens_total",
+        "vllm:spec_decode_num_drafts_total{model_name=\"tiny\"}",
+        "vllm:spec_decode_num_draft_tokens_total{model_name=\"tiny\"}",
+        "vllm:spec_decode_num_accepted_tokens_total{model_name=\"tiny\"}",
+    ] {
+        let count = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        assert!(count.is_some_and(|count: f64| count >= 0.0), "{name} is not in\n{page}");
     }
     // Each name is explained once, before its values.
     let named: Vec<&str> = page.lines().filter(|line| line.starts_with("# TYPE")).collect();

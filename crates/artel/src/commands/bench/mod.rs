@@ -6,9 +6,11 @@ mod decode;
 mod expert;
 mod gemm;
 mod grouped;
+mod lookup;
 mod prefill;
 mod subject;
 mod train;
+mod turn;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -33,6 +35,10 @@ enum What {
     Gemm(gemm::Args),
     /// The feed-forward of many experts, against a dense one of equal FLOPs
     Grouped(grouped::Args),
+    /// Writing with drafts looked up in the text (`serve.lookup`), against writing without
+    Lookup(lookup::Args),
+    /// The second turn's first token, with the first answer read again and without
+    Turn(turn::Args),
     /// Steps of training a whole model, against the peak of multiply-adds
     Train(train::Args),
     /// Steps of training a department's expert, against the peak of multiply-adds
@@ -48,6 +54,8 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         What::Bandwidth(args) => bandwidth::run(args, setup),
         What::Gemm(args) => gemm::run(args, setup),
         What::Grouped(args) => grouped::run(args, setup),
+        What::Lookup(args) => lookup::run(args, setup),
+        What::Turn(args) => turn::run(args, setup),
         What::Train(args) => train::run(args, setup),
         What::Expert(args) => expert::run(args, setup),
         What::Threads(args) => train::threads(args, setup),

@@ -1,0 +1,46 @@
+//! Drafts: several new tokens of one sequence at once, some of which are forgotten again.
+
+use kernel::Pool;
+use model::{Decoder, ExpertSet, Input, KvCache, KvFormat, Purpose};
+
+use crate::decoder::load;
+
+fn read(decoder: &Decoder, tokens: &[u32], cache: &mut KvCache) -> Vec<f32> {
+    let experts = ExpertSet::all(decoder.experts());
+    decoder.forward(&Pool::new(2), &mut [Input { tokens, cache, experts }]).rows
+}
+
+fn check(folder: &str, purpose: Purpose, format: KvFormat) {
+    let model = load(folder, purpose);
+    let decoder = &model.decoder;
+    let tokens: Vec<u32> = (0..90).map(|i| 4 + i * 7 % 240).collect();
+    let mut prompt = KvCache::in_format(decoder.config(), format);
+    read(decoder, &tokens[..40], &mut prompt);
+    prompt.attend_one_by_one();
+    let mut cache = prompt.clone();
+    let alone: Vec<f32> =
+        tokens[40..].iter().flat_map(|token| read(decoder, &[*token], &mut cache)).collect();
+    let mut cache = prompt.clone();
+    let mut rows = Vec::new();
+    while cache.len() < tokens.len() {
+        // Some right tokens, and some wrong ones, over the ends of pages.
+        let first = cache.len();
+        let right = (1 + first % 11).min(tokens.len() - first);
+        let mut draft = tokens[first..first + right].to_vec();
+        draft.extend((0..first as u32 % 3).map(|i| 250 - i));
+        let some = read(decoder, &draft, &mut cache);
+        rows.extend_from_slice(&some[..some.len() / draft.len() * right]);
+        cache.truncate(first + right);
+    }
+    assert!(alone == rows, "{folder}: drafted rows are not those of single tokens");
+}
+
+#[test]
+fn drafted_tokens_get_the_bits_that_they_would_get_alone() {
+    for format in [KvFormat::F32, KvFormat::F16] {
+        check("gemma3", Purpose::Generation, format);
+        check("glm4_moe", Purpose::Generation, format);
+        check("deepseek_v3", Purpose::Generation, format);
+        check("granitemoeshared", Purpose::Inference, format);
+    }
+}
