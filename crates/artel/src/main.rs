@@ -81,7 +81,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    kernel::keep_freed_memory();
+    match cli.command {
+        Command::Serve(_) => kernel::give_back_freed_memory(),
+        _ => kernel::keep_freed_memory(),
+    }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
