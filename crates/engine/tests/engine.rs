@@ -10,7 +10,8 @@ mod tiny;
 use std::sync::mpsc;
 
 use engine::{
-    Answers, Completion, Engine, Error, Event, Finish, Flow, Limits, Request, Sampling, Scorer,
+    Answers, Completion, Engine, Error, Event, Finish, Flow, Limits, Load, Request, Sampling,
+    Scorer,
 };
 use kernel::Pool;
 use model::{ExpertSet, KvFormat};
@@ -117,6 +118,29 @@ fn mixed_requests() -> Vec<Request> {
         .collect()
 }
 
+/// The load when nothing runs or is read any more: an answer's end comes a little before that is told.
+fn settled(engine: &Engine) -> Load {
+    loop {
+        let load = engine.load();
+        if load.running + load.unread_answers == 0 {
+            return load;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Asks for all of them at the same time.
+fn all_at_once(engine: &Engine, requests: &[Request]) -> impl Iterator<Item = Completion> {
+    let threads: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let (engine, request) = (engine.clone(), request.clone());
+            std::thread::spawn(move || engine.generate(request).unwrap())
+        })
+        .collect();
+    threads.into_iter().map(|thread| thread.join().unwrap())
+}
+
 #[test]
 fn a_request_gets_the_same_bits_alone_and_among_others() {
     let requests = mixed_requests();
@@ -135,15 +159,7 @@ fn a_request_gets_the_same_bits_alone_and_among_others() {
         let engine = start(limits);
         let mut reused = 0;
         for _ in 0..2 {
-            let threads: Vec<_> = requests
-                .iter()
-                .map(|request| {
-                    let (engine, request) = (engine.clone(), request.clone());
-                    std::thread::spawn(move || engine.generate(request).unwrap())
-                })
-                .collect();
-            for (thread, alone) in threads.into_iter().zip(&alone) {
-                let completion = thread.join().unwrap();
+            for (completion, alone) in all_at_once(&engine, &requests).zip(&alone) {
                 reused += completion.prompt.reused;
                 assert_eq!(everything(&completion), *alone);
             }
@@ -192,9 +208,7 @@ fn an_answer_is_reused_by_the_next_turn_with_the_same_experts() {
         let sampling = Sampling { temperature: 0.5, ..Sampling::default() };
         let first = Request { max_tokens: 70, sampling, experts, ..request(&"valve ".repeat(9)) };
         let answer = engine.generate(first.clone()).unwrap();
-        while engine.load().running + engine.load().unread_answers > 0 {
-            std::thread::yield_now();
-        }
+        settled(&engine);
         let turn = [first.prompt.clone(), ids(&answer), request(" and then?").prompt].concat();
         let turn = Request { prompt: turn, ..first };
         for other in [ExpertSet::single(1), ExpertSet::all(2)] {
@@ -229,10 +243,7 @@ fn memory_stays_within_its_limit_and_comes_back() {
         assert!(load.running_bytes + load.prefix_bytes <= limits.kv_bytes, "{load:?}");
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    while engine.load().running > 0 {
-        std::thread::yield_now();
-    }
-    let load = engine.load();
+    let load = settled(&engine);
     assert_eq!(load.running_bytes, 0);
     assert!(load.prefix_bytes > 0 && load.prefix_bytes <= limits.kv_bytes);
 }

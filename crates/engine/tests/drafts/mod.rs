@@ -4,7 +4,7 @@ use engine::{Completion, Engine, Finish, Limits, Request, Sampling};
 use kernel::Pool;
 use model::ExpertSet;
 
-use crate::{everything, request, tiny};
+use crate::{all_at_once, everything, request, settled, tiny};
 
 fn start(lookup: usize) -> Engine {
     Engine::start(tiny::model(), Pool::new(2), Limits { lookup, ..Limits::default() })
@@ -78,17 +78,10 @@ fn answers_are_the_same_with_drafts_and_without() {
             let found = engine.generate(request.clone()).unwrap();
             assert_eq!(all(&found), all(expected), "{lookup}: {request:?}");
         }
-        let threads: Vec<_> = requests
-            .iter()
-            .map(|request| {
-                let (engine, request) = (engine.clone(), request.clone());
-                std::thread::spawn(move || engine.generate(request).unwrap())
-            })
-            .collect();
-        for (thread, expected) in threads.into_iter().zip(&expected) {
-            assert_eq!(all(&thread.join().unwrap()), all(expected), "{lookup}, among others");
+        for (found, expected) in all_at_once(&engine, &requests).zip(&expected) {
+            assert_eq!(all(&found), all(expected), "{lookup}, among others");
         }
-        let load = engine.load();
+        let load = settled(&engine);
         let (drafted, right) = (load.drafted_tokens, load.accepted_tokens);
         assert!(right > 100 && right < drafted, "{lookup}: {right} of {drafted} were right");
         // Written are the tokens and the marks of their ends.
@@ -105,7 +98,7 @@ fn drafts_save_steps() {
     let request = Request { sampling, max_tokens: 200, ..request("the") };
     let completion = engine.generate(request).unwrap();
     assert_eq!(completion.text, "a".repeat(200));
-    let load = engine.load();
+    let load = settled(&engine);
     assert_eq!(load.accepted_tokens, load.drafted_tokens);
     // Four steps until drafts are as long as they become.
     assert!(load.drafts < 20 && load.accepted_tokens > 180, "{load:?}");
