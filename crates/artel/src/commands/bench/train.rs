@@ -238,7 +238,12 @@ impl Subject {
 
 /// What both sides of the comparison use.
 fn options() -> Options {
-    Options { optimizer: Optimizer::AdamW, micro_batch_tokens: 1 << 20, ..Options::default() }
+    Options {
+        optimizer: Optimizer::AdamW,
+        sequence_balance: 0.0,
+        micro_batch_tokens: 1 << 20,
+        ..Options::default()
+    }
 }
 
 fn sample(tokens: Vec<u32>) -> Sample {
