@@ -3,6 +3,8 @@ use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use engine::Load;
+
 use crate::app::Shared;
 use crate::visit::Outcome;
 
@@ -90,9 +92,38 @@ pub(crate) fn page(app: &Shared) -> String {
         let labels = if name.starts_with("vllm:") { model.as_str() } else { "" };
         line(&mut text, &format!("{name}{labels}"), value);
     };
+    for (name, help, number) in gauges(app, &load) {
+        value(name, "gauge", help, number);
+    }
+    for (name, help, number) in counters(&counts, &load) {
+        value(name, "counter", help, number as f64);
+    }
+    head(&mut text, "vllm:cache_config_info", "gauge", "Size of the memory for keys and values");
+    let blocks = limit / page;
+    let size = model::Page::TOKENS;
+    let info =
+        format!("vllm:cache_config_info{{block_size=\"{size}\",num_gpu_blocks=\"{blocks}\"}}");
+    line(&mut text, &info, 1);
+    head(&mut text, "artel_requests_total", "counter", "Requests by endpoint and status");
+    for ((endpoint, status), count) in &counts.requests {
+        let labels = format!("{{endpoint={},status=\"{status}\"}}", quoted(endpoint));
+        line(&mut text, &format!("artel_requests_total{labels}"), count);
+    }
+    for (histogram, name, help) in [
+        (&counts.first_token, "time_to_first_token_seconds", "Time to an answer's first token"),
+        (&counts.per_token, "time_per_output_token_seconds", "Time from one token to the next"),
+        (&counts.whole, "request_seconds", "Time to an answer's end"),
+    ] {
+        histogram.write(&mut text, &format!("artel_{name}"), help);
+    }
+    text
+}
+
+/// Names, what they say, and values.
+fn gauges(app: &Shared, load: &Load) -> Vec<(&'static str, &'static str, f64)> {
+    let limit = app.engine.limits().kv_bytes.max(1) as f64;
     let (running, waiting) = (load.running as f64, load.queued as f64);
-    let used = load.running_bytes as f64 / limit as f64;
-    for (name, help, number) in [
+    vec![
         ("artel_requests_running", "Requests in the batch", running),
         ("artel_requests_waiting", "Requests that wait for a place in the batch", waiting),
         (
@@ -105,7 +136,7 @@ pub(crate) fn page(app: &Shared) -> String {
             "Memory of prompts that were read, for those that begin alike",
             load.prefix_bytes as f64,
         ),
-        ("artel_kv_limit_bytes", "Most memory for keys and values", limit as f64),
+        ("artel_kv_limit_bytes", "Most memory for keys and values", limit),
         (
             "artel_weights_bytes",
             "Memory of the model's weights",
@@ -116,12 +147,14 @@ pub(crate) fn page(app: &Shared) -> String {
         (
             "vllm:kv_cache_usage_perc",
             "Share of the memory for keys and values that is set aside, 0 to 1",
-            used,
+            load.running_bytes as f64 / limit,
         ),
-    ] {
-        value(name, "gauge", help, number);
-    }
-    for (name, help, number) in [
+    ]
+}
+
+/// As [`gauges`].
+fn counters(counts: &Counts, load: &Load) -> Vec<(&'static str, &'static str, u64)> {
+    vec![
         ("artel_prompt_tokens_total", "Prompt tokens of the answers", counts.prompt_tokens),
         ("artel_generation_tokens_total", "Tokens of the answers", counts.completion_tokens),
         ("artel_read_tokens_total", "Prompt tokens that were read", load.read_tokens),
@@ -160,28 +193,7 @@ pub(crate) fn page(app: &Shared) -> String {
             "Drafted tokens that were right",
             load.accepted_tokens,
         ),
-    ] {
-        value(name, "counter", help, number as f64);
-    }
-    head(&mut text, "vllm:cache_config_info", "gauge", "Size of the memory for keys and values");
-    let blocks = limit / page;
-    let size = model::Page::TOKENS;
-    let info =
-        format!("vllm:cache_config_info{{block_size=\"{size}\",num_gpu_blocks=\"{blocks}\"}}");
-    line(&mut text, &info, 1);
-    head(&mut text, "artel_requests_total", "counter", "Requests by endpoint and status");
-    for ((endpoint, status), count) in &counts.requests {
-        let labels = format!("{{endpoint={},status=\"{status}\"}}", quoted(endpoint));
-        line(&mut text, &format!("artel_requests_total{labels}"), count);
-    }
-    for (histogram, name, help) in [
-        (&counts.first_token, "time_to_first_token_seconds", "Time to an answer's first token"),
-        (&counts.per_token, "time_per_output_token_seconds", "Time from one token to the next"),
-        (&counts.whole, "request_seconds", "Time to an answer's end"),
-    ] {
-        histogram.write(&mut text, &format!("artel_{name}"), help);
-    }
-    text
+    ]
 }
 
 fn head(text: &mut String, name: &str, kind: &str, help: &str) {
