@@ -238,23 +238,15 @@ impl Run<'_> {
         let states = self.state.mean.tensors_mut().zip(self.state.square.tensors_mut());
         let tensors = self.gradients.tensors().zip(self.state.weights.tensors_mut()).zip(states);
         let mut matrices = Vec::new();
-        for (((name, [rows, columns], gradient), weights), (mean, square)) in tensors {
+        for (((name, [rows, _], gradient), weights), (mean, square)) in tensors {
             if name.ends_with("router") {
                 ops::adamw(self.pool, weights, gradient, mean, square, router);
             } else if options.optimizer == Optimizer::AdamW {
                 ops::adamw(self.pool, weights, gradient, mean, square, adamw);
             } else {
                 // Gate and up stand one above the other and are matrices of their own.
-                let rows = if name.ends_with("gate_up") { rows / 2 } else { rows };
-                let size = rows * columns;
-                let parts = weights.chunks_exact_mut(size).zip(gradient.chunks_exact(size));
-                let parts = parts.zip(mean.chunks_exact_mut(size));
-                matrices.extend(parts.map(|((weights, gradient), momentum)| Matrix {
-                    rows,
-                    weights,
-                    gradient,
-                    momentum,
-                }));
+                let count = if name.ends_with("gate_up") { 2 } else { 1 };
+                matrices.extend(Matrix::stacked(rows / count, count, [weights, mean], gradient));
             }
         }
         muon::update(self.pool, &mut matrices, learning_rate, options.weight_decay);

@@ -26,6 +26,26 @@ pub(crate) struct Matrix<'a> {
     pub(crate) momentum: &'a mut [f32],
 }
 
+impl<'a> Matrix<'a> {
+    /// Matrices of `rows` rows that stand one above the other and move each by itself.
+    pub(crate) fn stacked(
+        rows: usize,
+        count: usize,
+        [weights, momentum]: [&'a mut [f32]; 2],
+        gradient: &'a [f32],
+    ) -> impl Iterator<Item = Self> {
+        let size = weights.len() / count;
+        let each = weights.chunks_exact_mut(size).zip(gradient.chunks_exact(size));
+        let each = each.zip(momentum.chunks_exact_mut(size));
+        each.map(move |((weights, gradient), momentum)| Matrix {
+            rows,
+            weights,
+            gradient,
+            momentum,
+        })
+    }
+}
+
 /// One step of every matrix, each on one thread: expert matrices are too small to share.
 pub(crate) fn update(pool: &Pool, matrices: &mut [Matrix], learning_rate: f32, weight_decay: f32) {
     pool.pieces(matrices, 1, |_, matrix| {

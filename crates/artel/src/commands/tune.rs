@@ -12,7 +12,7 @@ use train::whole::{self, Job};
 use train::{Language, Material};
 
 use super::train::{LEFT_OUT, check_artifact, left_out, left_out_examples, material};
-use super::whole::{check_memory, held_now, note, tell};
+use super::whole::{checked_memory, note, tell};
 use crate::Setup;
 use crate::progress::Progress;
 use crate::stages::{Stage, Stages};
@@ -88,12 +88,10 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
     let samples = train::samples(language, &material, &options.reading())?;
     drop(material);
     let pool = stages.pool();
-    let held = [held_now(), tune::states(&config, &options)?];
-    let (training, precision) = (options.training(), Precision::best());
-    let ledger = whole::Ledger::predict(&config, &training, precision, pool.threads(), held);
+    let needs = (&config, &options.training(), tune::states(&config, &options)?);
     let otherwise = "tune less of it (method lora or experts, a lower rank or share in [tune]), choose a \
                      smaller base, or raise memory_mb if there is more memory";
-    check_memory(&label, &ledger, options.memory_mb, otherwise)?;
+    let ledger = checked_memory(&label, needs, &pool, (options.memory_mb, otherwise))?;
     progress.say("reading the base");
     let weights = Weights::read(&base)?;
     let job = Job {
@@ -107,7 +105,7 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
     let base_name = stages.config.base_name();
     let mut at = |at: &whole::Progress| progress.set(at.step as u64, at.steps as u64, &note(at));
     let base_weights = (base_name.as_str(), weights);
-    let summary = tune::tune(&job, base_weights, &options, &pool, precision, &mut at)?;
+    let summary = tune::tune(&job, base_weights, &options, &pool, Precision::best(), &mut at)?;
     drop(progress);
     eprintln!("{label}: loss {:.3} nats/token", summary.loss);
     let counts = tell(&label, &ledger, &summary);

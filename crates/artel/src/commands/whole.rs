@@ -1,32 +1,33 @@
 //! What the trainings of whole models say: the memory they will take, their progress, and what came of
 //! them.
 
-use anyhow::Result;
-use train::whole::{Ledger, Progress, Summary, available, held};
-
 use std::collections::BTreeMap;
 
-/// Bytes that this process holds now.
-pub(super) fn held_now() -> u64 {
-    held().unwrap_or_default()[1]
-}
+use anyhow::Result;
+use kernel::{Pool, Precision};
+use model::Config;
+use train::whole::{Ledger, Progress, Summary, Training, available, held};
 
-/// The memory that training will take, which must be allowed and there; `otherwise` is what to do
-/// where fewer tokens at once do not help.
-pub(super) fn check_memory(
+/// The memory that training will take, `states` of it for weights, gradients and running means. It
+/// must be there, and within `memory_mb` (0 for no limit of its own); `otherwise` is what to do where
+/// fewer tokens at once do not help.
+pub(super) fn checked_memory(
     name: &str,
-    ledger: &Ledger,
-    memory_mb: u64,
-    otherwise: &'static str,
-) -> Result<()> {
+    (config, training, states): (&Config, &Training, u64),
+    pool: &Pool,
+    (memory_mb, otherwise): (u64, &'static str),
+) -> Result<Ledger> {
+    let [_, now] = held().unwrap_or_default();
+    let held = [now, states];
+    let ledger = Ledger::predict(config, training, Precision::best(), pool.threads(), held);
     let limit = match (memory_mb, available()) {
-        (0, Some(free)) => free + held_now(),
+        (0, Some(free)) => free + now,
         (0, None) => u64::MAX,
         (allowed, _) => allowed << 20,
     };
     ledger.check(limit, otherwise)?;
     eprintln!("{name}: memory {ledger}");
-    Ok(())
+    Ok(ledger)
 }
 
 /// What stands beside the number of steps.

@@ -43,13 +43,14 @@ pub struct Groups {
 const MAX_ROUTED: usize = 1 << 12;
 
 impl Routing {
-    pub(crate) fn router(&self) -> Router {
+    /// With the scale that everything joins the residual with, besides the router's own.
+    pub(crate) fn router(&self, residual: f32) -> Router {
         Router {
             experts: self.experts,
             top_k: self.top_k,
             scores: if self.sigmoid { Scores::Sigmoid } else { Scores::Softmax },
             normalise: self.normalise,
-            scale: self.scale,
+            scale: self.scale * residual,
             groups: self.groups.map(|g| kernel::Groups { count: g.count, top_k: g.top_k }),
         }
     }

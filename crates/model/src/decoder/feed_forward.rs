@@ -128,7 +128,7 @@ impl Fused {
             factor,
             shared: (common > 0).then(|| experts(1, common)),
             routed: config.routed(index).map(|routing| Routed {
-                router: Router { scale: routing.scale * factor, ..routing.router() },
+                router: routing.router(factor),
                 logits: Linear::unset(Precision::F32, purpose, routing.experts, hidden),
                 bias: Vec::new(),
                 experts: experts(routing.experts, routing.width),

@@ -137,10 +137,11 @@ impl Layer {
         let out = &self.attention.out;
         let first = self.add_part(pass, x, out, attended, &self.attention_out_norm);
         let middle = copy(pool, x);
+        let mut rows = None;
         let (second, feed_forward) = match &self.feed_forward {
             FeedForward::Plain { gate_up, down, gate } => {
-                let normed = self.norm(pass, x, &self.feed_forward_norm);
-                let gate_up = gate_up.apply(pool, &normed);
+                let normed = &*rows.insert(self.norm(pass, x, &self.feed_forward_norm));
+                let gate_up = gate_up.apply(pool, normed);
                 let mut inner = pool.buffer(gate_up.len() / 2);
                 kernel::gated(pool, &mut inner, &gate_up, down.inputs(), *gate);
                 let part = self.add_part(pass, x, down, &inner, &self.down_norm);
@@ -165,7 +166,7 @@ impl Layer {
             FeedForward::Stored(_) => panic!("the decoder was not loaded for training"),
         };
         let mixture = self.mixture.as_ref().map(|mixture| {
-            let normed = self.norm(pass, &middle, &self.feed_forward_norm);
+            let normed = rows.unwrap_or_else(|| self.norm(pass, &middle, &self.feed_forward_norm));
             mixture.train_forward(pool, x, &normed)
         });
         let parts = [first, second];

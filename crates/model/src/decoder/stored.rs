@@ -79,7 +79,7 @@ impl Reader<'_> {
             (routing.experts, self.config.hidden, self.config.scales.residual);
         let (precision, purpose) = (Precision::F32, Purpose::Generation);
         Some(StoredExperts {
-            router: Router { scale: routing.scale * factor, ..routing.router() },
+            router: routing.router(factor),
             factor,
             logits: Linear::new(pool, precision, purpose, &values, experts, hidden),
             bias: parts.bias.clone(),

@@ -128,22 +128,15 @@ impl Learned {
         let optimizer = training.optimizer;
         match self {
             Learned::All(state) => {
-                let gradients = gradients.tensors(config);
-                let norm = update::norm(pool, gradients.iter().map(|(_, values)| *values));
                 let means = state.mean.tensors_mut(config).into_iter();
                 let states = means.zip(state.square.tensors_mut(config));
                 let weights = state.weights.tensors_mut(config).into_iter();
-                let moved = weights.zip(gradients).zip(states);
+                let moved = weights.zip(gradients.tensors(config)).zip(states);
                 let moved =
                     moved.map(|(((info, weights), (_, gradient)), ((_, mean), (_, square)))| {
                         Moved::new(&info, optimizer, [weights, mean, square], gradient)
                     });
-                if norm.is_finite() {
-                    state.step += 1;
-                    let step = update::Step { number: state.step as u32, norm, learning_rate };
-                    update::update(pool, training, moved.collect(), step);
-                }
-                norm
+                update::update(pool, training, moved.collect(), &mut state.step, learning_rate)
             }
             Learned::Some(parts) => parts.update(pool, config, training, gradients, learning_rate),
         }
@@ -168,19 +161,16 @@ impl Parts {
             How::Places(places) => parts_of(gradients, config, places).collect(),
             How::Adapter(_) => own.0.iter().map(|(_, values)| values.as_slice()).collect(),
         };
-        let norm = update::norm(pool, gradients.iter().copied());
-        if !norm.is_finite() {
-            return norm;
-        }
         let states = state.mean.0.iter_mut().zip(&mut state.square.0);
         let moved = state.weights.0.iter_mut().zip(gradients).zip(states);
         let moved = moved.map(|(((info, weights), gradient), ((_, mean), (_, square)))| {
             Moved::new(info, training.optimizer, [weights, mean, square], gradient)
         });
-        state.step += 1;
-        let step = update::Step { number: state.step as u32, norm, learning_rate };
-        update::update(pool, training, moved.collect(), step);
-        self.apply(pool, config);
+        let steps = &mut state.step;
+        let norm = update::update(pool, training, moved.collect(), steps, learning_rate);
+        if norm.is_finite() {
+            self.apply(pool, config);
+        }
         norm
     }
 

@@ -9,11 +9,6 @@ use crate::Optimizer;
 use crate::muon::{self, Matrix};
 use crate::options::gradient_scale;
 
-/// The global norm of the gradients.
-pub(super) fn norm<'a>(pool: &Pool, gradients: impl Iterator<Item = &'a [f32]>) -> f32 {
-    gradients.map(|values| ops::sum_of_squares(pool, values)).sum::<f64>().sqrt() as f32
-}
-
 /// What moves a tensor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Rule {
@@ -63,25 +58,28 @@ impl<'a> Moved<'a> {
     }
 }
 
-/// A step of the optimiser.
-pub(super) struct Step {
-    /// From 1.
-    pub(super) number: u32,
-    /// Of the gradient.
-    pub(super) norm: f32,
-    pub(super) learning_rate: f32,
-}
-
-/// Moves the weights along their gradients.
-pub(super) fn update(pool: &Pool, training: &Training, moved: Vec<Moved>, step: Step) {
-    let Step { number, norm, learning_rate } = step;
+/// Moves the weights along their gradients and counts the step, unless the gradients' global norm is
+/// not finite; gives the norm.
+pub(super) fn update(
+    pool: &Pool,
+    training: &Training,
+    moved: Vec<Moved>,
+    steps: &mut usize,
+    learning_rate: f32,
+) -> f32 {
+    let squares = moved.iter().map(|moved| ops::sum_of_squares(pool, moved.gradient));
+    let norm = squares.sum::<f64>().sqrt() as f32;
+    if !norm.is_finite() {
+        return norm;
+    }
+    *steps += 1;
     let adamw = AdamW {
         learning_rate,
         beta1: 0.9,
         beta2: 0.95,
         eps: 1e-8,
         weight_decay: 0.0,
-        step: number,
+        step: *steps as u32,
         gradient_scale: gradient_scale(training.clip, norm),
     };
     let mut matrices = Vec::new();
@@ -94,17 +92,10 @@ pub(super) fn update(pool: &Pool, training: &Training, moved: Vec<Moved>, step: 
                 ops::adamw(pool, weights, gradient, mean, square, step);
             }
             Rule::Muon { count, rows } => {
-                let size = weights.len() / count;
-                let each = weights.chunks_exact_mut(size).zip(gradient.chunks_exact(size));
-                let each = each.zip(mean.chunks_exact_mut(size));
-                matrices.extend(each.map(|((weights, gradient), momentum)| Matrix {
-                    rows,
-                    weights,
-                    gradient,
-                    momentum,
-                }));
+                matrices.extend(Matrix::stacked(rows, count, [weights, mean], gradient));
             }
         }
     }
     muon::update(pool, &mut matrices, learning_rate, training.weight_decay);
+    norm
 }
