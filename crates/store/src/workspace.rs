@@ -135,7 +135,7 @@ impl Workspace {
             name: name.into(),
             recipe,
             resumed,
-            _lock: lock,
+            _lock: Lock(lock),
         })
     }
 
@@ -227,7 +227,19 @@ pub struct Draft {
     name: String,
     recipe: Recipe,
     resumed: bool,
-    _lock: File,
+    _lock: Lock,
+}
+
+/// Held as long as a draft is worked on. It is given up expressly: a child process that another thread
+/// has just started may hold the closed file a moment longer.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Where that fails, closing the file does it.
+        let _ = self.0.unlock();
+    }
 }
 
 impl Draft {
