@@ -87,9 +87,9 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
     }
     progress.say("making tokens of the documents");
     let Language { tokenizer, vocab, begin, ends } = language(&base, &template, &texts, &options)?;
-    let samples = scratch::sequences(&tokenizer, &texts, ends.first().copied(), &options)?;
+    let end = ends.first().copied();
+    let (samples, bytes) = scratch::sequences(&tokenizer, &texts, end, &options)?;
     let config = options.config(vocab, begin, ends);
-    let bytes: usize = texts.iter().map(String::len).sum();
     drop(texts);
     let job = Job {
         name: &name,

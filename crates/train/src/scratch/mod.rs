@@ -8,6 +8,9 @@ pub use options::Options;
 
 use kernel::{Pool, Precision};
 use model::{Tokenizer, Weights};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
 use crate::checkpoint::{self, State};
 use crate::metrics::Metrics;
@@ -62,7 +65,9 @@ fn alarms(metrics: &Metrics<Progress>) -> Vec<String> {
     alarms
 }
 
-/// Texts as sequences of at most the model's context, each text's end marked by `end`.
+/// Texts as sequences of at most the model's context, each text's end marked by `end`: all of them, or
+/// those drawn by the seed until they have as many tokens as the options say. With the sequences comes
+/// how many bytes of text they hold.
 ///
 /// # Errors
 /// [`Error::Model`] if the tokenizer refuses; [`Error::NoLabels`] if nothing is left to predict.
@@ -71,12 +76,24 @@ pub fn sequences(
     texts: &[String],
     end: Option<u32>,
     options: &Options,
-) -> Result<Vec<Sample>, Error> {
-    let mut samples = Vec::new();
-    for text in texts {
+) -> Result<(Vec<Sample>, usize), Error> {
+    let mut order: Vec<&String> = texts.iter().collect();
+    let mut left = usize::MAX;
+    if options.tokens > 0 {
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(options.seed));
+        left = options.tokens;
+    }
+    let (mut samples, mut bytes) = (Vec::new(), 0);
+    for text in order {
+        if left == 0 {
+            break;
+        }
         let mut tokens = tokenizer.encode_plain(text)?;
         tokens.extend(end);
-        samples.extend(tokens.chunks(options.context).filter(|tokens| tokens.len() > 1).map(
+        let kept = tokens.len().min(left);
+        bytes += text.len() * kept / tokens.len().max(1);
+        left -= kept;
+        samples.extend(tokens[..kept].chunks(options.context).filter(|part| part.len() > 1).map(
             |tokens| Sample {
                 tokens: tokens.to_vec(),
                 weights: vec![1.0; tokens.len()],
@@ -88,5 +105,5 @@ pub fn sequences(
     if samples.is_empty() {
         return Err(Error::NoLabels(format!("{} texts", texts.len())));
     }
-    Ok(samples)
+    Ok((samples, bytes))
 }

@@ -40,7 +40,10 @@ pub struct Options {
     /// The gradient's global norm is clipped to this for AdamW; Muon's steps have a size of their
     /// own.
     pub clip: f32,
-    /// Times the whole material is gone through.
+    /// Tokens of one pass, at most: documents are drawn by the seed until they have as many. 0 for all
+    /// documents.
+    pub tokens: usize,
+    /// Times the material is gone through.
     pub passes: usize,
     /// Tokens of one step.
     pub batch_tokens: usize,
@@ -74,6 +77,7 @@ impl Default for Options {
             warmup: 0.02,
             weight_decay: 0.1,
             clip: 1.0,
+            tokens: 0,
             passes: 4,
             batch_tokens: 4096,
             micro_batch_tokens: 4096,

@@ -39,7 +39,9 @@ fn texts() -> Vec<String> {
 }
 
 fn samples(options: &Options) -> Result<Vec<Sample>, Error> {
-    sequences(&base().tokenizer().unwrap(), &texts(), Some(2), options)
+    let (samples, bytes) = sequences(&base().tokenizer().unwrap(), &texts(), Some(2), options)?;
+    assert!(options.tokens > 0 || bytes == texts().concat().len());
+    Ok(samples)
 }
 
 /// Trains with `precision` until the step `stop`, where the test stops it; 0 is never.
@@ -171,6 +173,19 @@ fn experts_that_are_not_used_raise_an_alarm() {
     let folder = tempfile::tempdir().unwrap();
     let summary = run(folder.path(), 1, Precision::best(), &options, 0).unwrap();
     assert!(summary.alarms[0].contains("got no token"), "{:?}", summary.alarms);
+}
+
+#[test]
+fn as_many_tokens_are_drawn_as_asked_for() {
+    let tokens = |samples: &[Sample]| samples.iter().map(|s| s.tokens.len()).sum::<usize>();
+    let drawn = |seed, tokens| samples(&Options { seed, tokens, ..options(0) }).unwrap();
+    let all = tokens(&samples(&options(0)).unwrap());
+    assert_eq!(tokens(&drawn(1, 200)), 200);
+    assert_eq!(tokens(&drawn(1, all + 1)), all);
+    assert_ne!(drawn(1, 200), drawn(2, 200));
+    let (some, more) = (drawn(1, 200), drawn(1, 300));
+    let same = some.iter().zip(&more).take_while(|(a, b)| a == b).count();
+    assert!(same + 1 >= some.len(), "more tokens hold the fewer");
 }
 
 #[test]
