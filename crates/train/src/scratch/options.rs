@@ -93,7 +93,7 @@ impl Options {
     pub fn config(&self, vocab: usize, bos: Option<u32>, eos: Vec<u32>) -> Config {
         let routed = self.experts > 0;
         Config {
-            family: if routed { Family::Glm4Moe } else { Family::Llama },
+            family: if routed { Family::Glm4Moe } else { Family::Qwen3 },
             vocab,
             hidden: self.hidden,
             layers: self.layers,
@@ -101,7 +101,7 @@ impl Options {
             kv_heads: self.kv_heads,
             head_dim: self.hidden / self.heads,
             intermediate: self.width,
-            head_norms: if routed { HeadNorms::Each } else { HeadNorms::None },
+            head_norms: HeadNorms::Each,
             attention_bias: false,
             latent: None,
             norm_eps: 1e-5,
