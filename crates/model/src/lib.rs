@@ -21,8 +21,8 @@ pub use config::{
     TensorInfo, Windows, Yarn,
 };
 pub use decoder::{
-    Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, KvCache, LayerWeights,
-    Page, Purpose, Tape, Weights, read_experts,
+    Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, Keep, KvCache,
+    LayerWeights, Page, Purpose, Tape, Weights, read_experts,
 };
 pub use importance::Importance;
 pub use joined::{JOINED_FILE, Joined, JoinedExpert};

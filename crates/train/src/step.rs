@@ -1,5 +1,5 @@
 use kernel::Pool;
-use model::{Batch, Decoder, ExpertWeights};
+use model::{Batch, Decoder, ExpertWeights, Keep};
 
 use crate::head::{Head, RowGoal, labels};
 use crate::schedule::{Step, runs};
@@ -129,7 +129,7 @@ pub(crate) fn run(
     let indices: Vec<usize> = step.samples.iter().copied().chain(negatives).collect();
     let batch = Batch::of(indices.iter().map(|&i| material.tokens(i)));
     let stem = material.stem(pool, decoder, &indices);
-    let tape = decoder.train_forward(pool, &batch, stem);
+    let tape = decoder.train_forward(pool, &batch, stem, Keep::All);
     // Rows of the material, then those of the base's own text.
     let first = batch.sequences[..step.samples.len()].last().map_or(0, |range| range.end);
     let count = batch.tokens.len() - first;

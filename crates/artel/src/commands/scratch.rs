@@ -11,7 +11,7 @@ use store::{Draft, Kind};
 use train::scratch;
 use train::whole::{self, Job};
 
-use super::whole::{checked_memory, note, tell};
+use super::whole::{NO_WEIGHT, checked_memory, note, tell};
 use crate::progress::Progress;
 use crate::stages::{Stage, Stages};
 
@@ -21,13 +21,11 @@ fn options(stages: &Stages) -> scratch::Options {
     options
 }
 
-/// The options, but for how often a checkpoint is written and what memory is allowed: that changes
-/// no weight.
+/// The options that change a weight.
 pub(crate) fn recipe_config(stages: &Stages) -> Result<Value> {
     let mut options = serde_json::to_value(options(stages))?;
     if let Value::Object(map) = &mut options {
-        map.shift_remove("checkpoint_seconds");
-        map.shift_remove("memory_mb");
+        map.retain(|key, _| !NO_WEIGHT.contains(&key.as_str()));
     }
     Ok(options)
 }

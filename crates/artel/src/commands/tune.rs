@@ -12,7 +12,7 @@ use train::whole::{self, Job};
 use train::{Language, Material};
 
 use super::train::{LEFT_OUT, check_artifact, left_out, left_out_examples, material};
-use super::whole::{checked_memory, note, tell};
+use super::whole::{NO_WEIGHT, checked_memory, note, tell};
 use crate::Setup;
 use crate::progress::Progress;
 use crate::stages::{Stage, Stages};
@@ -45,7 +45,7 @@ fn options(stages: &Stages) -> Options {
 /// other methods do not.
 pub(crate) fn recipe_config(stages: &Stages) -> Result<Value> {
     let options = options(stages);
-    let mut keys = vec!["checkpoint_seconds", "memory_mb"];
+    let mut keys = NO_WEIGHT.to_vec();
     if options.method != Method::Lora {
         keys.extend(["rank", "alpha", "targets"]);
     }

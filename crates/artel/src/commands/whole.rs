@@ -8,6 +8,9 @@ use kernel::{Pool, Precision};
 use model::Config;
 use train::whole::{Ledger, Progress, Summary, Training, available, held};
 
+/// Options that change no weight: no part of a recipe.
+pub(super) const NO_WEIGHT: [&str; 3] = ["checkpoint_seconds", "memory_mb", "recompute"];
+
 /// The memory that training will take, `states` of it for weights, gradients and running means. It
 /// must be there, and within `memory_mb` (0 for no limit of its own); `otherwise` is what to do where
 /// fewer tokens at once do not help.

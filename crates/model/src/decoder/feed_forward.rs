@@ -53,18 +53,12 @@ pub(super) struct Chosen {
     balance: Option<(SequenceBalance, f32)>,
 }
 
-/// What [`Fused::backward`] needs of the forward pass.
+/// What [`Fused::backward`] needs of the forward pass, beside what was chosen.
 pub(super) struct FusedStash<'a> {
     /// `[tokens, hidden]`
     x: Lanes<'a>,
     shared: Option<Kept<'a>>,
-    routed: Option<(Chosen, Kept<'a>)>,
-}
-
-impl FusedStash<'_> {
-    pub(super) fn routes(&self) -> Option<&Routes> {
-        self.routed.as_ref().map(|(chosen, _)| &chosen.routes)
-    }
+    routed: Option<Kept<'a>>,
 }
 
 impl FeedForward {
@@ -165,11 +159,11 @@ impl Fused {
     pub(super) fn balance(
         &self,
         pool: &Pool,
-        stash: &mut FusedStash,
+        chosen: &mut Chosen,
         sequences: &[Range<usize>],
         weight: f32,
     ) -> Option<f32> {
-        let (routed, (chosen, _)) = self.routed.as_ref().zip(stash.routed.as_mut())?;
+        let routed = self.routed.as_ref()?;
         let balance = routed.router.sequence_balance(pool, &chosen.scores, sequences);
         let loss = balance.loss;
         chosen.balance = (weight != 0.0).then_some((balance, weight));
@@ -189,14 +183,12 @@ impl Fused {
         pool: &'a Pool,
         out: &mut [f32],
         x: Lanes<'a>,
-        chosen: Option<Chosen>,
+        chosen: Option<&Chosen>,
     ) -> FusedStash<'a> {
         let routes = |rows: usize| Routes::dense(rows).weighted(self.factor);
         let shared = self.shared.as_ref().map(|e| e.forward(pool, out, &x, &routes(x.rows())));
-        let routed = self.routed.as_ref().zip(chosen).map(|(routed, chosen)| {
-            let kept = routed.experts.forward(pool, out, &x, &chosen.routes);
-            (chosen, kept)
-        });
+        let routed = self.routed.as_ref().zip(chosen);
+        let routed = routed.map(|(r, chosen)| r.experts.forward(pool, out, &x, &chosen.routes));
         FusedStash { x, shared, routed }
     }
 
@@ -209,7 +201,7 @@ impl Fused {
         pool: &Pool,
         dx: &mut [f32],
         (x, dy): (&[f32], &Lanes),
-        stash: FusedStash,
+        (chosen, stash): (Option<&Chosen>, FusedStash),
         mut gradients: Option<&mut LayerWeights>,
         mode: Output,
     ) {
@@ -223,7 +215,9 @@ impl Fused {
             let routes = Routes::dense(dy.rows()).weighted(self.factor);
             shared.backward(pool, dx, (&stash.x, dy), &routes, kept, gradients);
         }
-        let (Some(routed), Some((chosen, kept))) = (&self.routed, stash.routed) else { return };
+        let (Some(routed), Some(chosen), Some(kept)) = (&self.routed, chosen, stash.routed) else {
+            return;
+        };
         let mut d_weights = vec![0.0; chosen.choice.weights.len()];
         let weights = gradients.as_deref_mut();
         let expert_gradients = ExpertGradients {

@@ -2,10 +2,10 @@ use std::ops::Range;
 
 use kernel::attention::Heads;
 use kernel::ops::{self, HeadRows, Rotary};
-use kernel::{Buffer, Lanes, Left, Output, Pool, Routes};
+use kernel::{Buffer, Lanes, Left, Output, Pool};
 
 use super::attention::{Attention, AttentionStash};
-use super::feed_forward::{FeedForward, FusedStash};
+use super::feed_forward::{Chosen, FeedForward, FusedStash};
 use super::linear::Linear;
 use super::mixture::{ExpertLayer, Mixture, MixtureStash, Upstream};
 use super::observe::{Place, Watcher};
@@ -38,12 +38,22 @@ pub(super) struct Pass<'p, 'a> {
     pub(super) watcher: Option<&'p Watcher>,
 }
 
-/// What the backward pass needs of one layer.
+/// What is kept of one layer for the backward pass.
 ///
-/// **Shapes**: x, middle, and the parts `[tokens, hidden]`.
+/// **Shapes**: x `[tokens, hidden]`.
 pub(super) struct Stash<'a> {
     x: Buffer<'a>,
-    /// The normed rows of `x`.
+    /// The experts of the tokens, in a layer that routes them.
+    pub(super) chosen: Option<Chosen>,
+    /// None where it is computed again from `x` when its turn comes.
+    pub(super) inner: Option<Inner<'a>>,
+}
+
+/// What the backward pass needs of one layer besides.
+///
+/// **Shapes**: middle, and the parts `[tokens, hidden]`.
+pub(super) struct Inner<'a> {
+    /// The normed rows of the layer's input.
     inputs: Lanes<'a>,
     attention: AttentionStash<'a>,
     /// What attention and feed-forward gave before the norms behind them, where there are such.
@@ -57,16 +67,6 @@ enum FeedForwardStash<'a> {
     /// `[tokens, 2·intermediate]`, before the activation.
     Plain(Buffer<'a>),
     Fused(Box<FusedStash<'a>>),
-}
-
-impl Stash<'_> {
-    /// The experts of the tokens, in a layer that routes them.
-    pub(super) fn routes(&self) -> Option<&Routes> {
-        match &self.feed_forward {
-            FeedForwardStash::Plain(_) => None,
-            FeedForwardStash::Fused(stash) => stash.routes(),
-        }
-    }
 }
 
 /// Whose gradients the backward pass gives.
@@ -107,7 +107,7 @@ impl Layer {
                 let chosen = fused.choose(pass.pool, &normed);
                 let rows = fused.lanes(pass.pool, &normed, qkv.inputs());
                 self.add(pass, x, &self.down_norm, |out| {
-                    fused.forward(pass.pool, out, rows, chosen);
+                    fused.forward(pass.pool, out, rows, chosen.as_ref());
                 });
             }
             FeedForward::Stored(stored) => {
@@ -137,7 +137,7 @@ impl Layer {
         let out = &self.attention.out;
         let first = self.add_part(pass, x, out, attended, &self.attention_out_norm);
         let middle = copy(pool, x);
-        let mut rows = None;
+        let (mut rows, mut chosen) = (None, None);
         let (second, feed_forward) = match &self.feed_forward {
             FeedForward::Plain { gate_up, down, gate } => {
                 let normed = &*rows.insert(self.norm(pass, x, &self.feed_forward_norm));
@@ -148,17 +148,17 @@ impl Layer {
                 (part, FeedForwardStash::Plain(gate_up))
             }
             FeedForward::Fused(fused) => {
-                let (chosen, normed) = match fused.is_routed() {
+                let normed = match fused.is_routed() {
                     true => {
                         let normed = self.norm(pass, x, &self.feed_forward_norm);
-                        let chosen = fused.choose(pool, &normed);
-                        (chosen, qkv.lanes(pool, normed, hidden))
+                        chosen = fused.choose(pool, &normed);
+                        qkv.lanes(pool, normed, hidden)
                     }
-                    false => (None, self.norm_lanes(pass, x, &self.feed_forward_norm)),
+                    false => self.norm_lanes(pass, x, &self.feed_forward_norm),
                 };
                 let mut stash = None;
                 let part = self.add(pass, x, &self.down_norm, |out| {
-                    stash = Some(fused.forward(pool, out, normed, chosen));
+                    stash = Some(fused.forward(pool, out, normed, chosen.as_ref()));
                 });
                 let stash = stash.expect("`add` computes the part once");
                 (part, FeedForwardStash::Fused(Box::new(stash)))
@@ -170,7 +170,8 @@ impl Layer {
             mixture.train_forward(pool, x, &normed)
         });
         let parts = [first, second];
-        Stash { x: before, inputs, attention, parts, middle, feed_forward, mixture }
+        let inner = Inner { inputs, attention, parts, middle, feed_forward, mixture };
+        Stash { x: before, chosen, inner: Some(inner) }
     }
 
     /// See [`Fused::balance`](super::feed_forward::Fused::balance).
@@ -181,9 +182,9 @@ impl Layer {
         sequences: &[Range<usize>],
         weight: f32,
     ) -> Option<f32> {
-        match (&self.feed_forward, &mut stash.feed_forward) {
-            (FeedForward::Fused(fused), FeedForwardStash::Fused(stash)) => {
-                fused.balance(pool, stash, sequences, weight)
+        match (&self.feed_forward, &mut stash.chosen) {
+            (FeedForward::Fused(fused), Some(chosen)) => {
+                fused.balance(pool, chosen, sequences, weight)
             }
             _ => None,
         }
@@ -192,16 +193,19 @@ impl Layer {
     /// Turns `d`, the gradient with respect to the layer's output, into that with respect to its
     /// input, and gives the gradients of what is trained. Below the lowest layer that is trained, `d`
     /// has no meaning.
-    pub(super) fn backward(
+    pub(super) fn backward<'a>(
         &self,
-        pass: &Pass,
+        pass: &Pass<'a, '_>,
         d: &mut [f32],
         sequences: &[Range<usize>],
-        stash: Stash,
+        Stash { x, chosen, inner }: Stash<'a>,
         mut trained: Trained,
     ) {
         let pool = pass.pool;
-        let Stash { x, inputs, attention, parts, middle, feed_forward, mixture } = stash;
+        let inner =
+            inner.or_else(|| self.train_forward(pass, &mut copy(pool, &x), sequences).inner);
+        let Inner { inputs, attention, parts, middle, feed_forward, mixture } =
+            inner.expect("the forward pass gives it");
         let [first, second] = parts;
         let mut d_normed = pool.buffer(d.len());
         let lowest = matches!(trained, Trained::Expert { lowest: true, .. });
@@ -211,7 +215,8 @@ impl Layer {
                 outer_norm_backward(pass, behind, d, &mut trained, |w| &mut w.down_norm)
             });
             let d = part.as_deref().unwrap_or(d);
-            self.feed_forward_backward(pass, d, &mut d_normed, &middle, feed_forward, &mut trained);
+            let stash = (chosen.as_ref(), feed_forward);
+            self.feed_forward_backward(pass, d, &mut d_normed, &middle, stash, &mut trained);
         }
         if let (Some(mixture), Some(kept)) = (&self.mixture, mixture) {
             let Trained::Expert { gradients, pull, .. } = &mut trained else {
@@ -253,7 +258,7 @@ impl Layer {
         d: &[f32],
         d_normed: &mut [f32],
         middle: &[f32],
-        stash: FeedForwardStash,
+        (chosen, stash): (Option<&Chosen>, FeedForwardStash),
         trained: &mut Trained,
     ) {
         let pool = pass.pool;
@@ -278,7 +283,8 @@ impl Layer {
                     fused.is_routed().then(|| self.norm(pass, middle, &self.feed_forward_norm));
                 let normed = normed.as_deref().unwrap_or_default();
                 let dy = fused.lanes(pool, d, self.attention.qkv.inputs());
-                fused.backward(pool, d_normed, (normed, &dy), *stash, gradients, mode);
+                let kept = (chosen, *stash);
+                fused.backward(pool, d_normed, (normed, &dy), kept, gradients, mode);
             }
             _ => panic!("the decoder was not loaded for this training"),
         }

@@ -32,7 +32,7 @@ pub use linear::Purpose;
 pub use load::read_experts;
 pub use mixture::{ExpertLayer, ExpertWeights};
 pub use sets::ExpertSet;
-pub use training::{Batch, Tape};
+pub use training::{Batch, Keep, Tape};
 pub use weights::{LayerWeights, Weights};
 
 /// The transformer: token ids in, logits out.

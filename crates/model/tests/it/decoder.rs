@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kernel::loss::{self, Goal};
 use kernel::{Pool, Precision, logits};
 use model::{
-    Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Input, KvCache, Model, Purpose,
+    Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Input, Keep, KvCache, Model, Purpose,
 };
 use safetensors::SafeTensors;
 
@@ -355,7 +355,7 @@ fn loss_and_gradients(
     decoder.attach(&pool, &[("a", weights)]);
     let batch = Batch::of([tokens]);
     let stem = decoder.train_stem(&pool, &batch);
-    let tape = decoder.train_forward(&pool, &batch, stem);
+    let tape = decoder.train_forward(&pool, &batch, stem, Keep::All);
     let (count, hidden) = (tokens.len() - 1, decoder.config().hidden);
     let mut rows = pool.buffer(count * hidden);
     rows.copy_from_slice(&tape.hidden[..count * hidden]);
@@ -474,7 +474,8 @@ fn the_gate_is_pulled_towards_null_or_the_expert() {
     };
     let before = mean_gate(&weights);
     for (pull, grows) in [(1.0, false), (-1.0, true)] {
-        let tape = decoder.train_forward(&pool, &batch, decoder.train_stem(&pool, &batch));
+        let tape =
+            decoder.train_forward(&pool, &batch, decoder.train_stem(&pool, &batch), Keep::Inputs);
         let mut gradients = weights.clone();
         gradients.tensors_mut().for_each(|values| values.fill(0.0));
         let d_hidden = vec![0.0; tape.hidden.len()];

@@ -2,7 +2,7 @@
 
 use kernel::loss::{self, Goal};
 use kernel::{Output, Pool, Precision};
-use model::{Batch, Decoder, Purpose, Source, TensorInfo, Weights};
+use model::{Batch, Decoder, Keep, Purpose, Source, TensorInfo, Weights};
 use safetensors::SafeTensors;
 
 use crate::decoder::{FAMILIES, fixture, floats, load};
@@ -28,8 +28,9 @@ fn run(
     batch: &Batch,
     gradients: &mut Weights,
     mode: Output,
+    keep: Keep,
 ) -> (f32, Vec<u32>) {
-    let tape = decoder.train_forward(pool, batch, decoder.train_stem(pool, batch));
+    let tape = decoder.train_forward(pool, batch, decoder.train_stem(pool, batch), keep);
     let mut rows = pool.buffer(tape.hidden.len());
     rows.copy_from_slice(&tape.hidden);
     let x = decoder.head_lanes(pool, rows);
@@ -63,7 +64,9 @@ fn check(name: &str) {
     let mut gradients = Weights::zeros(&config);
     // What stands there is replaced.
     gradients.tensors_mut(&config).into_iter().for_each(|(_, values)| values.fill(7.0));
-    let (loss, loads) = run(&decoder, &pool, &batch, &mut gradients, Output::Replace);
+    let mut again = gradients.clone();
+    let replace = Output::Replace;
+    let (loss, loads) = run(&decoder, &pool, &batch, &mut gradients, replace, Keep::All);
     if !loads.is_empty() {
         assert_eq!(loads, integers(&file, "loads"), "{name}: tokens of each expert");
     }
@@ -79,8 +82,10 @@ fn check(name: &str) {
         let relative = norm(&difference) / norm(&wanted).max(1e-6);
         assert!(relative < 1e-3, "{name}: {tensor}: off by {relative} of its norm");
     }
+    run(&decoder, &pool, &batch, &mut again, replace, Keep::Inputs);
+    assert!(gradients == again, "{name}: layers computed again give other gradients");
     let mut twice = gradients.clone();
-    run(&decoder, &pool, &batch, &mut twice, Output::Add);
+    run(&decoder, &pool, &batch, &mut twice, Output::Add, Keep::All);
     for ((info, once), (_, twice)) in gradients.tensors(&config).iter().zip(twice.tensors(&config))
     {
         let difference: Vec<f32> = once.iter().zip(twice).map(|(o, t)| 2.0 * o - t).collect();
@@ -107,7 +112,8 @@ fn gradients_do_not_depend_on_the_threads() {
     let batch = batch(&SafeTensors::deserialize(&bytes).unwrap());
     let gradients = |threads: usize| {
         let mut gradients = Weights::zeros(decoder.config());
-        run(&decoder, &Pool::new(threads), &batch, &mut gradients, Output::Replace);
+        let pool = Pool::new(threads);
+        run(&decoder, &pool, &batch, &mut gradients, Output::Replace, Keep::All);
         gradients
     };
     assert!(gradients(1) == gradients(3));
@@ -152,7 +158,8 @@ fn the_balance_loss_reaches_all_that_the_router_reads() {
     let run = |weights: &Weights, gradients: Option<&mut Weights>| {
         let purpose = Purpose::WholeTraining;
         let decoder = Decoder::of_weights(&pool, &config, Precision::F32, purpose, weights);
-        let mut tape = decoder.train_forward(&pool, &batch, decoder.train_stem(&pool, &batch));
+        let mut tape =
+            decoder.train_forward(&pool, &batch, decoder.train_stem(&pool, &batch), Keep::Inputs);
         let loss = decoder.balance_sequences(&pool, &batch, &mut tape, 1.0).unwrap();
         if let Some(gradients) = gradients {
             let zero = vec![0.0; tape.hidden.len()];

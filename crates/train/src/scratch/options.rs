@@ -49,6 +49,9 @@ pub struct Options {
     pub batch_tokens: usize,
     /// Tokens that are computed at once; a step of more adds up gradients.
     pub micro_batch_tokens: usize,
+    /// Keeps each layer's input alone and computes the layer again on the way back: less memory, a
+    /// quarter to a third more time, the same weights.
+    pub recompute: bool,
     /// Most memory that training may take, MiB; 0 for what the machine has free.
     pub memory_mb: u64,
     /// Seconds between checkpoints.
@@ -81,6 +84,7 @@ impl Default for Options {
             passes: 4,
             batch_tokens: 4096,
             micro_batch_tokens: 4096,
+            recompute: false,
             memory_mb: 0,
             checkpoint_seconds: 60,
             seed: 1,
@@ -183,6 +187,7 @@ impl Options {
             clip: self.clip,
             batch_tokens: self.batch_tokens,
             micro_batch_tokens: self.micro_batch_tokens,
+            recompute: self.recompute,
             balance_rate: self.balance_rate,
             sequence_balance: self.sequence_balance,
             checkpoint_seconds: self.checkpoint_seconds,

@@ -314,7 +314,7 @@ impl Options {
 mod tests {
     use std::path::PathBuf;
 
-    use model::{Batch, Decoder, Purpose};
+    use model::{Batch, Decoder, Keep, Purpose};
 
     use super::*;
     use crate::head::{Head, RowGoal, labels};
@@ -356,7 +356,8 @@ mod tests {
             passes: 1,
         });
         let batch = Batch::of(samples.iter().map(|sample| sample.tokens.as_slice()));
-        let tape = decoder.train_forward(&pool, &batch, decoder.train_stem(&pool, &batch));
+        let tape =
+            decoder.train_forward(&pool, &batch, decoder.train_stem(&pool, &batch), Keep::All);
         let logits = decoder.logits(&pool, &tape.hidden);
         let expected = floats("logits", &[40, config.vocab]);
         let worst = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

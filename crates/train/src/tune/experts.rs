@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use kernel::{Pool, Precision};
-use model::{Batch, Config, Decoder, NamedTensors, Purpose, TensorInfo, Weights};
+use model::{Batch, Config, Decoder, Keep, NamedTensors, Purpose, TensorInfo, Weights};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -56,7 +56,8 @@ pub(crate) fn probe(
     let mut scores: Vec<Vec<f64>> = Vec::new();
     for run in runs(&lengths, options.micro_batch_tokens) {
         let batch = Batch::of(sample[run].iter().copied());
-        let tape = decoder.train_forward(pool, &batch, decoder.train_stem(pool, &batch));
+        let tape =
+            decoder.train_forward(pool, &batch, decoder.train_stem(pool, &batch), Keep::Inputs);
         let counts: Vec<Vec<f64>> = match options.score {
             Score::Gate => tape.gates().collect(),
             Score::Token => tape

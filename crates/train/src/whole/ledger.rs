@@ -42,7 +42,10 @@ impl Ledger {
     ) -> Ledger {
         let sizes = Sizes::of(config, training, precision);
         let tokens = sizes.tokens;
-        let activations = config.layers as u64 * sizes.layer() + 12 * tokens * sizes.hidden;
+        let (layers, layer) = (config.layers as u64, sizes.layer());
+        let kept =
+            if training.recompute { layers * sizes.layer_input() + layer } else { layers * layer };
+        let activations = kept + 12 * tokens * sizes.hidden;
         let passing = sizes.backward().max(sizes.output()).max(sizes.optimizer(training, threads));
         Ledger {
             held,
@@ -67,7 +70,7 @@ impl Ledger {
         }
         let over = self.total() - limit;
         let change = if over < self.activations.max(self.passing) * 3 / 4 {
-            "lower micro_batch_tokens: the step stays the same, computed in more parts"
+            "lower micro_batch_tokens: the step stays the same, computed in more parts; or set recompute"
         } else {
             otherwise
         };
@@ -147,7 +150,7 @@ impl Sizes {
     /// What a layer keeps of its forward pass: see `Stash`.
     fn layer(&self) -> u64 {
         let raw = if self.head_norms { 4 * self.qkv } else { 0 };
-        let attention = 8 * self.hidden
+        let attention = 4 * self.hidden
             + self.lane * self.hidden
             + 4 * (self.qkv + self.expanded)
             + 8 * self.outer_norms * self.hidden
@@ -155,8 +158,13 @@ impl Sizes {
             + 4 * self.attended
             + 4 * self.heads;
         let shared = self.lane * (self.hidden + 2 * self.width);
-        let routed = 4 * self.experts + self.top_k * (20 + 2 * self.lane * self.expert_width);
-        self.tokens * (attention + shared + routed)
+        let routed = self.top_k * 2 * self.lane * self.expert_width;
+        self.layer_input() + self.tokens * (attention + shared + routed)
+    }
+
+    /// What of it is kept where the rest is computed again.
+    fn layer_input(&self) -> u64 {
+        self.tokens * (4 * self.hidden + 4 * self.experts + 20 * self.top_k)
     }
 
     /// What a layer's backward pass needs besides: the gradients of its rows, and the operands of

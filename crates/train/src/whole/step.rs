@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use kernel::{Output, Pool, Precision};
-use model::{Batch, Config, Decoder, Purpose, Weights};
+use model::{Batch, Config, Decoder, Keep, Purpose, Weights};
 
 use super::balance::{Balance, Loads};
 use super::{Learned, Training};
@@ -91,7 +91,8 @@ impl Trainer {
             let labels = labels_of(&samples[part.clone()]);
             let batch = Batch::of(samples[part].iter().map(|sample| sample.tokens.as_slice()));
             let stem = self.decoder.train_stem(pool, &batch);
-            let mut tape = self.decoder.train_forward(pool, &batch, stem);
+            let keep = if self.training.recompute { Keep::Inputs } else { Keep::All };
+            let mut tape = self.decoder.train_forward(pool, &batch, stem, keep);
             loads.add(tape.loads());
             let weight = self.training.sequence_balance / tokens;
             let uneven = self.decoder.balance_sequences(pool, &batch, &mut tape, weight);

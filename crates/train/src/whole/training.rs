@@ -17,6 +17,8 @@ pub struct Training {
     pub batch_tokens: usize,
     /// Tokens that are computed at once, at most.
     pub micro_batch_tokens: usize,
+    /// Whether layers keep their inputs alone, and are computed again on the way back.
+    pub recompute: bool,
     /// How far an expert's bias moves in a step, towards equal loads.
     pub balance_rate: f32,
     /// Weight of the balance loss by sequence.

@@ -71,6 +71,9 @@ struct Shape {
     /// Tokens that are computed at once; a step of more adds up gradients [default: all of a step]
     #[arg(long)]
     micro_batch_tokens: Option<usize>,
+    /// Keep each layer's input alone and compute it again on the way back
+    #[arg(long)]
+    recompute: bool,
 }
 
 /// Tokens of the random model's vocabulary.
@@ -191,6 +194,7 @@ impl Shape {
             context: self.tokens,
             batch_tokens: all,
             micro_batch_tokens: self.micro_batch_tokens.unwrap_or(all),
+            recompute: self.recompute,
             ..options()
         };
         options.check()?;
