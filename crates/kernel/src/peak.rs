@@ -78,13 +78,13 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Packed, Precision};
+    use crate::Precision;
 
     #[test]
     fn every_kernel_of_this_cpu_has_a_peak() {
         let pool = Pool::new(1);
         for precision in [Precision::F32, Precision::best()] {
-            let kernel = Packed::rows(&pool, precision, &[1.0], 1, 1).kernel();
+            let kernel = Kernel::best(precision);
             let expected = crate::cpu::level() == crate::cpu::Level::Avx512;
             assert_eq!(peak(&pool, kernel).is_some(), expected, "{}", kernel.name());
         }

@@ -11,7 +11,7 @@ use store::{Draft, Kind};
 use train::scratch;
 use train::whole::{self, Job};
 
-use super::whole::{NO_WEIGHT, checked_memory, note, tell};
+use super::whole::{NO_WEIGHT, checked_memory, shown, tell};
 use crate::progress::Progress;
 use crate::stages::{Stage, Stages};
 
@@ -97,13 +97,13 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
         template: &template,
         samples: &samples,
     };
-    let mut at = |at: &whole::Progress| progress.set(at.step as u64, at.steps as u64, &note(at));
     let pool = stages.pool();
     let needs = (&config, &options.training(), whole::all_states(&config));
     let otherwise = "make the model smaller (hidden, layers, experts, vocab in [scratch]), or raise \
                      memory_mb if there is more memory";
     let ledger = checked_memory(&label, needs, &pool, (options.memory_mb, otherwise))?;
-    let summary = scratch::train(&job, &options, &pool, Precision::best(), &mut at)?;
+    let summary =
+        scratch::train(&job, &options, &pool, Precision::best(), &mut shown(&progress, &pool))?;
     drop(progress);
     let bits = f64::from(summary.loss) * summary.tokens as f64 / bytes.max(1) as f64;
     eprintln!(

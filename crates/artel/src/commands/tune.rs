@@ -8,11 +8,11 @@ use model::{Source, Weights};
 use serde_json::{Value, json};
 use store::{Draft, Recipe};
 use train::tune::{self, ADAPTER_FOLDER, Method, Options};
-use train::whole::{self, Job};
+use train::whole::Job;
 use train::{Language, Material};
 
 use super::train::{LEFT_OUT, check_artifact, left_out, left_out_examples, material};
-use super::whole::{NO_WEIGHT, checked_memory, note, tell};
+use super::whole::{NO_WEIGHT, checked_memory, shown, tell};
 use crate::Setup;
 use crate::progress::Progress;
 use crate::stages::{Stage, Stages};
@@ -103,9 +103,15 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
         samples: &samples,
     };
     let base_name = stages.config.base_name();
-    let mut at = |at: &whole::Progress| progress.set(at.step as u64, at.steps as u64, &note(at));
     let base_weights = (base_name.as_str(), weights);
-    let summary = tune::tune(&job, base_weights, &options, &pool, Precision::best(), &mut at)?;
+    let summary = tune::tune(
+        &job,
+        base_weights,
+        &options,
+        &pool,
+        Precision::best(),
+        &mut shown(&progress, &pool),
+    )?;
     drop(progress);
     eprintln!("{label}: loss {:.3} nats/token", summary.loss);
     let counts = tell(&label, &ledger, &summary);

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use kernel::{Pool, Precision};
+use kernel::{Kernel, Pool, Precision};
 use model::Config;
-use train::whole::{Ledger, Progress, Summary, Training, available, held};
+use train::whole::{self, Ledger, Summary, Training, available, held};
+
+use crate::progress::Progress;
 
 /// Options that change no weight: no part of a recipe.
 pub(super) const NO_WEIGHT: [&str; 3] = ["checkpoint_seconds", "memory_mb", "recompute"];
@@ -33,13 +35,23 @@ pub(super) fn checked_memory(
     Ok(ledger)
 }
 
-/// What stands beside the number of steps.
-pub(super) fn note(at: &Progress) -> String {
+/// Shows each step as it is done.
+pub(super) fn shown(bar: &Progress, pool: &Pool) -> impl FnMut(&whole::Progress) {
+    let peak = kernel::peak(pool, Kernel::best(Precision::best()));
+    move |at| bar.set(at.step as u64, at.steps as u64, &note(at, peak))
+}
+
+/// What stands beside the number of steps; `peak` is what the machine could do, in floating-point
+/// operations a second, where that is known.
+fn note(at: &whole::Progress, peak: Option<f64>) -> String {
     let rate = at.tokens as f32 / at.seconds;
+    let share = peak.map_or_else(String::new, |peak| {
+        format!(", {:.0} % of the peak", 100.0 * at.flops / f64::from(at.seconds) / peak)
+    });
     let balance = at.balance.map_or_else(String::new, |balance| {
         format!(", MaxVio {:.1}, idle experts {}", balance.max_violation, balance.idle)
     });
-    format!("loss {:.2}, {rate:.0} tokens/s{balance}", at.loss)
+    format!("loss {:.2}, {rate:.0} tokens/s{share}{balance}", at.loss)
 }
 
 /// What came of a training.

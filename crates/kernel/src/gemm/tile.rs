@@ -2,8 +2,8 @@
 
 use super::lanes::Rows;
 use super::panels::PANEL;
-use crate::Precision;
 use crate::buffer::Line;
+use crate::{Packed, Precision};
 
 /// Rows of a tile: 24 sums, 4 parts of the panel and a broadcast fill the 32 registers.
 pub(crate) const TILE: usize = 6;
@@ -25,6 +25,11 @@ pub enum Kernel {
 }
 
 impl Kernel {
+    /// What multiplies values of this type on this CPU.
+    pub fn best(precision: Precision) -> Self {
+        Packed::unset(precision, 1, 1).kernel()
+    }
+
     /// The panels' kernel for this CPU.
     pub(crate) fn of_panels(precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]

@@ -2,6 +2,7 @@
 //! checkpoints and figures, and the reckoning of memory.
 
 mod balance;
+mod flops;
 mod learned;
 mod ledger;
 mod run;
@@ -10,6 +11,7 @@ mod training;
 mod update;
 
 pub use balance::Balance;
+pub use flops::flops;
 pub(crate) use learned::{How, Learned, Parts, Place, parts_of};
 pub use ledger::{Ledger, all_states, available, held};
 pub use run::{Job, Progress, Summary};

@@ -6,9 +6,9 @@ use kernel::{Matrix, Pool};
 use model::{ChatTemplate, Config, Export, TensorInfo, Tokenizer, Weights};
 use serde::{Deserialize, Serialize};
 
-use super::Training;
 use super::balance::Balance;
 use super::step::Trainer;
+use super::{Training, flops};
 use crate::events::Scalars;
 use crate::metrics::Metrics;
 use crate::schedule::{Curve, Packing, Plan};
@@ -27,6 +27,9 @@ pub struct Progress {
     /// Tokens of the step.
     pub tokens: usize,
     pub seconds: f32,
+    /// Multiply-adds of the step, counted as two: see [`flops`].
+    #[serde(default)]
+    pub flops: f64,
     /// None in a dense model.
     pub balance: Option<Balance>,
 }
@@ -46,6 +49,7 @@ impl Scalars for Progress {
             ("gradient_norm", self.gradient_norm),
             ("learning_rate", self.learning_rate),
             ("tokens_per_second", self.tokens as f32 / self.seconds),
+            ("gflops_per_second", (self.flops / 1e9) as f32 / self.seconds),
         ];
         if let Some(balance) = self.balance {
             scalars.push(("max_violation", balance.max_violation));
@@ -119,6 +123,7 @@ pub(crate) fn run(
             learning_rate,
             tokens: batch.iter().map(|sample| sample.tokens.len()).sum(),
             seconds: started.elapsed().as_secs_f32(),
+            flops: flops(job.config, batch.iter().map(|sample| sample.tokens.len())),
             balance: figures.balance,
         };
         metrics.push(line.clone())?;

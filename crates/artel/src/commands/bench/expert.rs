@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use kernel::{Packed, Precision};
+use kernel::{Kernel, Precision};
 use model::{Config, Model, Purpose};
 use train::{Job, Options, Sample};
 
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     };
     let ((_, cold), (tokens, warm)) = (rate(first), rate(second));
     let flops = warm * material.flops(&config, &options);
-    let kernel = Packed::unset(precision, 64, 64).kernel();
+    let kernel = Kernel::best(precision);
     let peak = kernel::peak(&pool, kernel).map_or_else(String::new, |peak| {
         format!(" of {:.0}, {:.3} of the peak", peak / 1e9, flops / peak)
     });

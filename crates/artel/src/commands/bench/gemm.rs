@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use kernel::{Lanes, Left, Output, Packed, Pool, Precision, matmul, matmul_transposed, peak};
+use kernel::{
+    Kernel, Lanes, Left, Output, Packed, Pool, Precision, matmul, matmul_transposed, peak,
+};
 
 use super::median;
 use crate::Setup;
@@ -76,7 +78,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
 fn table(pool: &Pool, precision: Precision, rounds: usize) -> f64 {
     let mut operands: Vec<Operands> =
         SHAPES.iter().map(|shape| Operands::new(pool, precision, shape)).collect();
-    let kernel = Packed::rows(pool, precision, &[1.0], 1, 1).kernel();
+    let kernel = Kernel::best(precision);
     let mut peaks = Vec::new();
     let mut seconds = vec![vec![Vec::new(); PRODUCTS.len()]; SHAPES.len()];
     for _ in 0..rounds {

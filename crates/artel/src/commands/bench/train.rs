@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use kernel::{Packed, Pool, Precision};
+use kernel::{Kernel, Pool, Precision};
 use model::{Config, Source, Weights};
 use train::scratch::{Options, initial};
 use train::whole::{self, Ledger, Trainer};
@@ -97,7 +97,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let precision = if args.f32 { Precision::F32 } else { Precision::best() };
     let ledger = subject.ledger(&pool, precision);
     let mut trainer = subject.trainer(&pool, precision);
-    let kernel = Packed::unset(precision, 64, 64).kernel();
+    let kernel = Kernel::best(precision);
     let (mut losses, mut times) = (Vec::new(), Vec::new());
     for step in subject.steps.iter().cycle().take(args.steps) {
         let (loss, seconds) = timed_step(&mut trainer, &pool, step, args.learning_rate);
@@ -106,7 +106,8 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     }
     let tokens = tokens(&subject.steps[0]);
     let rate = tokens as f64 / median(&mut times[2..]);
-    let flops = flops(&subject.config, &subject.steps[0]) * rate / tokens as f64;
+    let lengths = subject.steps[0].iter().map(|sample| sample.tokens.len());
+    let flops = whole::flops(&subject.config, lengths) * rate / tokens as f64;
     let peak = kernel::peak(&pool, kernel);
     let peak = peak.map_or_else(String::new, |peak| {
         format!(" of {:.0}, {:.3} of the peak", peak / 1e9, flops / peak)
@@ -158,19 +159,6 @@ fn timed_step(
 
 fn tokens(step: &[Sample]) -> usize {
     step.iter().map(|sample| sample.tokens.len()).sum()
-}
-
-/// Multiply-adds of a step's products, both passes, each counted as two; attention where it sees.
-fn flops(config: &Config, step: &[Sample]) -> f64 {
-    let Config { hidden, heads, kv_heads, head_dim, .. } = *config;
-    let routed = config.routing.map_or(0, |r| r.experts * hidden + 3 * r.top_k * r.width * hidden);
-    let attention = hidden * head_dim * (2 * heads + 2 * kv_heads);
-    let layer = attention + 3 * config.intermediate * hidden + routed;
-    let products = 6.0 * (config.layers * layer + config.vocab * hidden) as f64;
-    let seen: usize = step.iter().map(|s| s.tokens.len() * (s.tokens.len() + 1) / 2).sum();
-    // Two products forward, five backward.
-    let scores = 14.0 * (config.layers * heads * head_dim * seen) as f64;
-    products * tokens(step) as f64 + scores
 }
 
 impl Shape {
