@@ -148,7 +148,7 @@ mod tests {
         let mut gradient = Lanes::unset(&pool, Precision::F32, goals.len() + 1, vocab);
         let (mut logits, mut base) = (logits.to_vec(), base.to_vec());
         let losses = losses(&pool, (&mut gradient, 1), &mut logits, &mut base, goals);
-        (losses, gradient.floats()[vocab..].to_vec())
+        (losses, crate::buffer::as_floats(gradient.lanes())[vocab..].to_vec())
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub fn peak(pool: &Pool, kernel: Kernel) -> Option<f64> {
     let per_vector = match kernel {
         Kernel::Avx512Bf16 => 64.0,
         Kernel::Avx512F32 => 32.0,
-        Kernel::GemmCrate | Kernel::Scalar(_) => return None,
+        Kernel::Narrow | Kernel::Scalar(_) => return None,
     };
     // Several tasks a thread, so that a thread that was interrupted leaves some to the others.
     let tasks = 4 * pool.threads();
@@ -34,7 +34,7 @@ fn spin(kernel: Kernel) {
         match kernel {
             Kernel::Avx512Bf16 => x86::bf16(STEPS),
             Kernel::Avx512F32 => x86::f32(STEPS),
-            Kernel::GemmCrate | Kernel::Scalar(_) => {}
+            Kernel::Narrow | Kernel::Scalar(_) => {}
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

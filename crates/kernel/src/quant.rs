@@ -14,12 +14,14 @@ mod avx512;
 mod blocks;
 mod experts;
 mod fit;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod product;
 #[cfg(test)]
 mod product_tests;
 mod tiles;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 mod vector;
 mod write;
 

@@ -13,7 +13,7 @@ use super::routes::Routes;
 use super::scatter::{scatter, weight_gradient};
 use super::stored::{Right, Stored};
 use super::swiglu::{self, HALF};
-use super::tile::{Kernel, TILE, tile};
+use super::tile::{TILE, tile};
 use crate::pool::Pool;
 use crate::{Gate, Precision};
 
@@ -303,7 +303,6 @@ impl Experts {
         let width = steps(self.precision, self.width);
         let (from, to) = (rows.start - block.rows.start, rows.end - block.rows.start);
         swiglu::Part {
-            kernel: Kernel::of_panels(self.precision),
             precision: self.precision,
             gate: self.gate,
             width: self.width,

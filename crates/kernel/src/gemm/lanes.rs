@@ -129,15 +129,6 @@ impl<'a> Lanes<'a> {
         self.cols
     }
 
-    /// The values as f32, of lanes that hold f32.
-    ///
-    /// # Panics
-    /// If they hold bf16.
-    pub(crate) fn floats(&self) -> &[f32] {
-        assert_eq!(self.precision, Precision::F32);
-        as_floats(self.lanes())
-    }
-
     pub(crate) fn precision(&self) -> Precision {
         self.precision
     }

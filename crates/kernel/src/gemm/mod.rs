@@ -7,8 +7,8 @@
 mod block;
 mod grouped;
 mod lanes;
+mod narrow;
 mod panels;
-mod plain;
 mod routes;
 mod scatter;
 mod stored;
@@ -22,12 +22,10 @@ use std::ops::Range;
 
 use crate::Precision;
 use crate::buffer::as_lanes;
-use crate::cpu::{Level, level};
 use crate::pool::{Pool, SendPtr};
 
 use lanes::{Rows, pair_row, steps};
 use panels::{Order, Panels, Part};
-use plain::{Plain, plain_matmul};
 use tile::Strip;
 use transpose::transpose_lanes;
 
@@ -52,18 +50,7 @@ const PANEL_GROUP: usize = 4;
 /// The right operand of a product, laid out once for many uses.
 ///
 /// **Shapes**: logically `[k, n]`, the reduction running over `k`.
-pub struct Packed {
-    n: usize,
-    k: usize,
-    precision: Precision,
-    storage: Storage,
-}
-
-enum Storage {
-    Panels(Panels<'static>),
-    /// Without AVX-512 the `gemm` crate takes the values as they are.
-    Plain(Plain),
-}
+pub struct Packed(Panels<'static>);
 
 /// The left operand, `[m, k]`.
 #[derive(Clone, Copy)]
@@ -101,56 +88,37 @@ impl Packed {
 
     /// Room for an operand `[k, n]`, to be filled.
     pub fn unset(precision: Precision, n: usize, k: usize) -> Self {
-        if level() < Level::Avx512 {
-            let storage = Storage::Plain(Plain::default());
-            return Packed { n, k, precision: Precision::F32, storage };
-        }
-        let panels = Panels::zeros(precision, Order::Plain, 1, n, k);
-        Packed { n, k, precision, storage: Storage::Panels(panels) }
+        Packed(Panels::zeros(precision, Order::Plain, 1, n, k))
     }
 
     /// As [`Packed::rows`], into the memory that is there.
     pub fn fill_rows(&mut self, pool: &Pool, values: &[f32]) {
-        assert_eq!(values.len(), self.n * self.k, "packing [{}, {}]", self.n, self.k);
-        match &mut self.storage {
-            Storage::Panels(panels) => panels.fill_rows(pool, values),
-            Storage::Plain(plain) => plain.fill(values, 1, self.k),
-        }
+        self.0.fill_rows(pool, values);
     }
 
     /// As [`Packed::columns`], into the memory that is there.
     pub fn fill_columns(&mut self, pool: &Pool, values: &[f32]) {
-        assert_eq!(values.len(), self.n * self.k, "packing [{}, {}]", self.k, self.n);
-        match &mut self.storage {
-            Storage::Panels(panels) => panels.fill_columns(pool, values),
-            Storage::Plain(plain) => plain.fill(values, self.n, 1),
-        }
+        self.0.fill_columns(pool, values);
     }
 
     /// Columns of the product.
     pub fn n(&self) -> usize {
-        self.n
+        self.0.n
     }
 
     /// Length of the reduction.
     pub fn k(&self) -> usize {
-        self.k
+        self.0.k
     }
 
     /// What multiplies with it.
     pub fn kernel(&self) -> Kernel {
-        match &self.storage {
-            Storage::Panels(panels) => panels.kernel,
-            Storage::Plain(_) => Kernel::GemmCrate,
-        }
+        self.0.kernel
     }
 
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
-        match &self.storage {
-            Storage::Panels(panels) => panels.bytes(),
-            Storage::Plain(plain) => plain.bytes(),
-        }
+        self.0.bytes()
     }
 }
 
@@ -164,6 +132,7 @@ impl Packed {
 /// # Panics
 /// If a length does not fit the shapes.
 pub fn matmul(pool: &Pool, out: &mut [f32], left: Left, right: &Packed, mode: Output) {
+    let right = &right.0;
     let (n, k) = (right.n, right.k);
     assert!(n > 0 && k > 0 && out.len().is_multiple_of(n), "output of {} for n = {n}", out.len());
     let m = out.len() / n;
@@ -172,22 +141,18 @@ pub fn matmul(pool: &Pool, out: &mut [f32], left: Left, right: &Packed, mode: Ou
         Left::Lanes(lanes) => (lanes.rows() * lanes.cols(), m * k),
     };
     assert_eq!(found, expected, "left operand for [{m}, {k}]");
-    let panels = match &right.storage {
-        Storage::Panels(panels) => panels,
-        Storage::Plain(plain) => return plain_matmul(pool, out, left, plain, n, k, mode),
-    };
     match left {
         Left::Rows(values) => {
             let lanes = Lanes::new(pool, right.precision, values, k);
-            panel_matmul(pool, out, m, lanes.view(None), panels, mode);
+            panel_matmul(pool, out, m, lanes.view(None), right, mode);
         }
         Left::Transposed(values) => {
             let lanes = Lanes::new(pool, right.precision, values, m);
-            transposed_matmul(pool, out, &lanes, panels, mode);
+            transposed_matmul(pool, out, &lanes, right, mode);
         }
         Left::Lanes(lanes) => {
             assert!(lanes.precision() == right.precision && lanes.cols() == k);
-            panel_matmul(pool, out, m, lanes.view(None), panels, mode);
+            panel_matmul(pool, out, m, lanes.view(None), right, mode);
         }
     }
 }
@@ -203,11 +168,6 @@ pub fn matmul_transposed(pool: &Pool, out: &mut [f32], left: &Lanes, right: &Lan
     let (k, m, n) = (left.rows(), left.cols(), right.cols());
     assert!(right.rows() == k && left.precision() == right.precision(), "reduction over {k} rows");
     assert_eq!(out.len(), m * n, "output of [{m}, {n}]");
-    if level() < Level::Avx512 && right.precision() == Precision::F32 {
-        let mut plain = Plain::default();
-        plain.fill(right.floats(), n, 1);
-        return plain_matmul(pool, out, Left::Transposed(left.floats()), &plain, n, k, mode);
-    }
     let mut panels = Panels::loan(pool, right.precision(), n, k);
     panels.fill_lanes(pool, right);
     transposed_matmul(pool, out, left, &panels, mode);
@@ -225,45 +185,39 @@ pub(crate) fn matmul_part(
     k: usize,
     mode: Output,
 ) {
+    let right = &right.0;
     assert!(n <= right.n && k <= right.k && out.len().is_multiple_of(n));
     let m = out.len() / n;
     assert_eq!(left.len(), m * k, "left operand for [{m}, {k}]");
-    match &right.storage {
-        Storage::Panels(panels) => {
-            let steps = steps(right.precision, k);
-            let mut pairs = Vec::new();
-            let lanes = match right.precision {
-                Precision::F32 => as_lanes(left),
-                Precision::Bf16 => {
-                    // The value beyond an odd end is zero, whatever the panel holds there.
-                    pairs.resize(m * steps, 0);
-                    let rows = left.chunks_exact(k).zip(pairs.chunks_exact_mut(steps));
-                    rows.for_each(|(row, pairs)| pair_row(row, pairs));
-                    pairs.as_slice()
-                }
-            };
-            let left = Rows { lanes, steps, map: None };
-            for column in (0..n).step_by(PANEL) {
-                let strip = Strip {
-                    kernel: panels.kernel,
-                    left,
-                    rows: 0..m,
-                    from: 0,
-                    panel: panels.part(0, column / PANEL, 0, steps),
-                    targets: None,
-                    scales: None,
-                    out: out[column..].as_mut_ptr(),
-                    out_stride: n,
-                    cols: PANEL.min(n - column),
-                    add: mode == Output::Add,
-                };
-                // SAFETY: `out` is borrowed exclusively and has m rows of n columns.
-                unsafe { strip.run() };
-            }
+    let steps = steps(right.precision, k);
+    let mut pairs = Vec::new();
+    let lanes = match right.precision {
+        Precision::F32 => as_lanes(left),
+        Precision::Bf16 => {
+            // The value beyond an odd end is zero, whatever the panel holds there.
+            pairs.resize(m * steps, 0);
+            let rows = left.chunks_exact(k).zip(pairs.chunks_exact_mut(steps));
+            rows.for_each(|(row, pairs)| pair_row(row, pairs));
+            pairs.as_slice()
         }
-        Storage::Plain(plain) => {
-            plain_matmul(&Pool::new(1), out, Left::Rows(left), plain, n, k, mode);
-        }
+    };
+    let left = Rows { lanes, steps, map: None };
+    for column in (0..n).step_by(PANEL) {
+        let strip = Strip {
+            kernel: right.kernel,
+            left,
+            rows: 0..m,
+            from: 0,
+            panel: right.part(0, column / PANEL, 0, steps),
+            targets: None,
+            scales: None,
+            out: out[column..].as_mut_ptr(),
+            out_stride: n,
+            cols: PANEL.min(n - column),
+            add: mode == Output::Add,
+        };
+        // SAFETY: `out` is borrowed exclusively and has m rows of n columns.
+        unsafe { strip.run() };
     }
 }
 

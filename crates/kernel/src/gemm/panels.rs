@@ -98,14 +98,14 @@ impl<'a> Panels<'a> {
         let lines = vec![Line([0; LINE]); lines];
         huge_pages(&lines);
         let lines = Lines::Owned(lines);
-        Panels { precision, kernel: Kernel::of_panels(precision), groups, n, k, order, lines }
+        Panels { precision, kernel: Kernel::best(precision), groups, n, k, order, lines }
     }
 
     /// Panels of one operand for the moment, to be filled.
     pub(crate) fn loan(pool: &'a Pool, precision: Precision, n: usize, k: usize) -> Self {
         let order = Order::Plain;
         let lines = pool.buffer(order.panels(n) * steps(precision, k) * PANEL);
-        let (kernel, lines) = (Kernel::of_panels(precision), Lines::Loan(lines));
+        let (kernel, lines) = (Kernel::best(precision), Lines::Loan(lines));
         Panels { precision, kernel, groups: 1, n, k, order, lines }
     }
 

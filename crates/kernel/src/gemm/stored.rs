@@ -79,7 +79,7 @@ impl<'a> Right<'a> {
     pub(crate) fn kernel(self) -> Kernel {
         match self {
             Right::Panels(panels) => panels.kernel,
-            Right::Rows(stored, _) | Right::Columns(stored) => Kernel::of_panels(stored.precision),
+            Right::Rows(stored, _) | Right::Columns(stored) => Kernel::best(stored.precision),
         }
     }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::lanes::{bf16, steps};
 use super::panels::PANEL;
-use super::tile::{Kernel, Sums};
+use super::tile::Sums;
 use crate::ops::{exp, lane_sum};
 use crate::{Gate, Precision};
 
@@ -17,7 +17,6 @@ pub(crate) const HALF: usize = PANEL / 2;
 ///
 /// **Shapes**: kept `[rows, 2·width]`, gates first; inner `[rows, width]`: lanes both.
 pub(crate) struct Part<'a> {
-    pub(crate) kernel: Kernel,
     pub(crate) precision: Precision,
     pub(crate) gate: Gate,
     pub(crate) width: usize,
@@ -53,7 +52,7 @@ pub(crate) fn prefetch(part: &mut Part, rows: usize) {
 /// up to 32 gates, then what they gate.
 pub(crate) fn forward(sums: &Sums, rows: usize, part: &mut Part) {
     #[cfg(target_arch = "x86_64")]
-    if part.kernel == Kernel::Avx512Bf16 {
+    if x86::runs(part.precision) {
         // SAFETY: the kernel exists where the CPU has the instructions only.
         return unsafe { x86::forward(sums, rows, part) };
     }
@@ -71,7 +70,7 @@ pub(crate) fn backward(
     part: &mut Part,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if part.kernel == Kernel::Avx512Bf16 {
+    if x86::runs(part.precision) {
         // SAFETY: the kernel exists where the CPU has the instructions only.
         return unsafe { x86::backward(sums, rows, gates, d_gates, part) };
     }
@@ -216,7 +215,12 @@ fn backward_gated(
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::lanes::x86::pair_row_inline;
-    use super::{Part, Sums, backward_rows, forward_rows};
+    use super::super::tile::Kernel;
+    use super::{Part, Precision, Sums, backward_rows, forward_rows};
+
+    pub(super) fn runs(precision: Precision) -> bool {
+        Kernel::best(precision) == Kernel::Avx512Bf16
+    }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")]
     pub(super) unsafe fn forward(sums: &Sums, rows: usize, part: &mut Part) {

@@ -1,9 +1,11 @@
 //! The micro-kernels: six rows times one panel of 64 columns, in 24 registers of sums.
 
 use super::lanes::Rows;
+use super::narrow;
 use super::panels::PANEL;
+use crate::Precision;
 use crate::buffer::Line;
-use crate::{Packed, Precision};
+use crate::cpu::{Level, level};
 
 /// Rows of a tile: 24 sums, 4 parts of the panel and a broadcast fill the 32 registers.
 pub(crate) const TILE: usize = 6;
@@ -18,22 +20,17 @@ pub enum Kernel {
     Avx512Bf16,
     /// `vfmadd231ps` on tiles of 6 × 64.
     Avx512F32,
-    /// The `gemm` crate, in f32.
-    GemmCrate,
-    /// Plain loops over the same panels: the oracle, and what grouped products use elsewhere.
+    /// f32 on tiles of 6 × 16, for AVX2, NEON and all others.
+    Narrow,
+    /// Plain loops over the same panels: the oracle.
     Scalar(Precision),
 }
 
 impl Kernel {
     /// What multiplies values of this type on this CPU.
     pub fn best(precision: Precision) -> Self {
-        Packed::unset(precision, 1, 1).kernel()
-    }
-
-    /// The panels' kernel for this CPU.
-    pub(crate) fn of_panels(precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if crate::cpu::level() == crate::cpu::Level::Avx512 {
+        if level() == Level::Avx512 {
             match precision {
                 Precision::F32 => return Kernel::Avx512F32,
                 Precision::Bf16 if Precision::best() == Precision::Bf16 => {
@@ -42,14 +39,19 @@ impl Kernel {
                 Precision::Bf16 => {}
             }
         }
-        Kernel::Scalar(precision)
+        match precision {
+            Precision::F32 => Kernel::Narrow,
+            Precision::Bf16 => Kernel::Scalar(precision),
+        }
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Kernel::Avx512Bf16 => "AVX512_BF16 vdpbf16ps, tiles of 6x64",
             Kernel::Avx512F32 => "AVX-512 vfmadd231ps, tiles of 6x64",
-            Kernel::GemmCrate => "gemm crate, f32",
+            Kernel::Narrow if level() == Level::Avx2 => "AVX2 vfmadd231ps, tiles of 6x16",
+            Kernel::Narrow if cfg!(target_arch = "aarch64") => "NEON fmla, tiles of 6x16",
+            Kernel::Narrow => "f32, tiles of 6x16",
             Kernel::Scalar(Precision::F32) => "scalar f32",
             Kernel::Scalar(Precision::Bf16) => "scalar bf16",
         }
@@ -85,13 +87,13 @@ impl Strip<'_> {
     /// `out` must be valid for reads and writes at the rows and columns named, with no other access.
     pub(crate) unsafe fn run(&self) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Kernel::of_panels` gives these kernels where the CPU has them only; the output
+        // SAFETY: `Kernel::best` gives these kernels where the CPU has them only; the output
         // is valid as this function requires.
         unsafe {
             match self.kernel {
                 Kernel::Avx512Bf16 => return x86::strip_bf16(self),
                 Kernel::Avx512F32 => return x86::strip_f32(self),
-                Kernel::GemmCrate | Kernel::Scalar(_) => {}
+                Kernel::Narrow | Kernel::Scalar(_) => {}
             }
         }
         let mut sums = [[0.0; PANEL]; TILE];
@@ -100,12 +102,11 @@ impl Strip<'_> {
             tile(self.kernel, self.left, rows.clone(), self.from, self.panel, &mut sums);
             for (row, sums) in rows.zip(&sums) {
                 let scale = self.scale(row);
-                for (col, sum) in sums.iter().enumerate().take(self.cols) {
-                    // SAFETY: a row and column that the caller vouches for.
-                    unsafe {
-                        let at = self.target(row).wrapping_add(col);
-                        *at = if self.add { *at + sum * scale } else { sum * scale };
-                    }
+                // SAFETY: a row and columns that the caller vouches for.
+                let out = unsafe { std::slice::from_raw_parts_mut(self.target(row), self.cols) };
+                match self.add {
+                    true => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum * scale),
+                    false => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * scale),
                 }
             }
         }
@@ -135,17 +136,19 @@ pub(crate) fn tile(
     sums: &mut Sums,
 ) {
     assert!(rows.len() <= TILE);
-    let steps = panel.len() / LINES;
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as in `Strip::run`; the sums are written whole.
     unsafe {
         match kernel {
-            Kernel::Avx512Bf16 => return x86::tile_bf16(left, rows, from, panel, steps, sums),
-            Kernel::Avx512F32 => return x86::tile_f32(left, rows, from, panel, steps, sums),
-            Kernel::GemmCrate | Kernel::Scalar(_) => {}
+            Kernel::Avx512Bf16 => return x86::tile_bf16(left, rows, from, panel, sums),
+            Kernel::Avx512F32 => return x86::tile_f32(left, rows, from, panel, sums),
+            Kernel::Narrow | Kernel::Scalar(_) => {}
         }
     }
-    scalar_tile(kernel, left, rows, from, panel, sums);
+    match kernel {
+        Kernel::Narrow => narrow::tile(left, rows, from, panel, sums),
+        _ => scalar_tile(kernel, left, rows, from, panel, sums),
+    }
 }
 
 crate::cpu::multiversion! {
@@ -211,11 +214,10 @@ mod x86 {
         rows: Range<usize>,
         from: usize,
         panel: &[Line],
-        steps: usize,
         out: &mut [[f32; PANEL]; TILE],
     ) {
         // SAFETY: passed on from the caller.
-        unsafe { one::<false>(left, rows, from, panel, steps, out) }
+        unsafe { one::<false>(left, rows, from, panel, out) }
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -224,11 +226,10 @@ mod x86 {
         rows: Range<usize>,
         from: usize,
         panel: &[Line],
-        steps: usize,
         out: &mut [[f32; PANEL]; TILE],
     ) {
         // SAFETY: passed on from the caller.
-        unsafe { one::<true>(left, rows, from, panel, steps, out) }
+        unsafe { one::<true>(left, rows, from, panel, out) }
     }
 
     /// Calls `$function::<BF16, rows>` for the number of rows at hand.
@@ -299,12 +300,11 @@ mod x86 {
         rows: Range<usize>,
         from: usize,
         panel: &[Line],
-        steps: usize,
         out: &mut [[f32; PANEL]; TILE],
     ) {
         // SAFETY: passed on from the caller.
         unsafe {
-            by_rows!(rows.len(), stored_tile::<BF16>(left, rows.start, from, panel, steps, out));
+            by_rows!(rows.len(), stored_tile::<BF16>(left, rows.start, from, panel, out));
         }
     }
 
@@ -314,11 +314,11 @@ mod x86 {
         row: usize,
         from: usize,
         panel: &[Line],
-        steps: usize,
         out: &mut [[f32; PANEL]; TILE],
     ) {
         // SAFETY: `Rows::start` checks the left operand; each row of sums has 64 values.
         unsafe {
+            let steps = panel.len() / LINES;
             let left = starts::<ROWS>(left, row, from, steps);
             let sums = sums::<BF16, ROWS>(left, panel, steps);
             for r in 0..ROWS {

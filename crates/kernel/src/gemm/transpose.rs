@@ -3,7 +3,9 @@
 
 use super::lanes::{Lanes, bf16};
 use super::panels::{PANEL, Part, interleave_lanes, per_step};
-use super::tile::{Kernel, LINES};
+#[cfg(target_arch = "x86_64")]
+use super::tile::Kernel;
+use super::tile::LINES;
 use crate::Precision;
 use crate::buffer::{LINE, Line, flat, flat_mut};
 
@@ -61,12 +63,12 @@ pub(crate) fn pack_rows(
     line: usize,
 ) {
     #[cfg(target_arch = "x86_64")]
-    match Kernel::of_panels(precision) {
-        // SAFETY: `Kernel::of_panels` names these where the CPU has them only.
+    match Kernel::best(precision) {
+        // SAFETY: `Kernel::best` names these where the CPU has them only.
         Kernel::Avx512Bf16 => return unsafe { x86::pack_rows_bf16(values, k, panel, line) },
         // SAFETY: as above.
         Kernel::Avx512F32 => return unsafe { x86::pack_rows_f32(values, k, panel, line) },
-        Kernel::GemmCrate | Kernel::Scalar(_) => {}
+        Kernel::Narrow | Kernel::Scalar(_) => {}
     }
     let per_step = per_step(precision);
     for (step, lines) in panel.chunks_exact_mut(LINES).enumerate() {

@@ -6,6 +6,8 @@
 
 use super::Format;
 use super::activations::{Activations, Scale};
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::portable;
 use super::tiles::{SUB, TILE, Tile, Tiles};
 #[cfg(target_arch = "x86_64")]
@@ -19,7 +21,7 @@ pub(super) const ROW_BLOCK: usize = 64;
 /// Bytes of weights that make a task worth claiming.
 pub(super) const TASK_BYTES: usize = 24 * 1024;
 
-/// The versions of the product.
+/// The versions of the product, better ones behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Isa {
     /// The oracle, vectorised by the compiler for the build's target.
@@ -28,39 +30,56 @@ pub enum Isa {
     Avx2,
     /// AVX-512 with VNNI: `dpbusd`.
     Avx512Vnni,
+    /// NEON: `smull`, `sadalp`.
+    Neon,
+    /// NEON with the dot product: `sdot`.
+    NeonDot,
 }
 
 impl Isa {
+    const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni, Isa::Neon, Isa::NeonDot];
+
     /// The best of this CPU.
     pub fn best() -> Isa {
+        *Isa::ALL.iter().rfind(|isa| isa.runs()).expect("plain Rust runs everywhere")
+    }
+
+    /// Those that this CPU can run.
+    pub fn available() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.runs()).collect()
+    }
+
+    fn runs(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
 
             use crate::cpu::{Level, level};
-            if level() == Level::Avx512 && has!("avx512vnni") && has!("f16c") {
-                return Isa::Avx512Vnni;
-            }
-            if level() >= Level::Avx2 && has!("f16c") {
-                return Isa::Avx2;
+            match self {
+                Isa::Avx2 => return level() >= Level::Avx2 && has!("f16c"),
+                Isa::Avx512Vnni => {
+                    return level() == Level::Avx512 && has!("avx512vnni") && has!("f16c");
+                }
+                _ => {}
             }
         }
-        Isa::Portable
+        #[cfg(target_arch = "aarch64")]
+        match self {
+            Isa::Neon => return true,
+            Isa::NeonDot => return std::arch::is_aarch64_feature_detected!("dotprod"),
+            _ => {}
+        }
+        self == Isa::Portable
     }
 
-    /// Those that this CPU can run.
-    pub fn available() -> Vec<Isa> {
-        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni];
-        let end = all.iter().position(|isa| *isa == Isa::best()).map_or(0, |at| at + 1);
-        all[..end].to_vec()
-    }
-
-    /// `portable`, `avx2`, `avx512-vnni`.
+    /// `portable`, `avx2`, `avx512-vnni`, `neon`, `neon-dot`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neon-dot",
         }
     }
 }
@@ -216,8 +235,13 @@ pub(crate) fn tile_product(isa: Isa, tile: &Tile, x: Slice, sums: &mut [[f32; TI
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx512Vnni => unsafe { avx512::tile(tile, x, sums) },
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512Vnni => unreachable!("not available on this CPU"),
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Isa::Neon => unsafe { neon::tile(tile, x, sums) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Isa::NeonDot => unsafe { neon::tile_dot(tile, x, sums) },
+        _ => unreachable!("{} is not available on this CPU", isa.name()),
     }
 }
 

@@ -149,6 +149,8 @@ fn the_best_instruction_set_is_one_that_was_tested() {
     } else if std::arch::is_x86_feature_detected!("avx2") {
         assert_eq!(Isa::best().name(), "avx2");
     }
+    #[cfg(target_arch = "aarch64")]
+    assert!(matches!(Isa::best(), Isa::Neon | Isa::NeonDot));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 mod grouped;
 
 use super::*;
+use crate::cpu::{Level, level};
 
 /// The oracle: `out = left · right` with both stored `[m, k]` and `[k, n]`, in f64.
 fn oracle(left: &[f32], right: &[f32], m: usize, k: usize, n: usize) -> Vec<f32> {
@@ -74,7 +75,7 @@ fn the_kernel_that_runs_is_the_best_of_this_cpu() {
             [Kernel::Avx512F32, Kernel::Avx512Bf16]
         }
         Level::Avx512 => [Kernel::Avx512F32; 2],
-        _ => [Kernel::GemmCrate; 2],
+        _ => [Kernel::Narrow; 2],
     };
     assert_eq!([Precision::F32, Precision::best()].map(Kernel::best), expected);
 }
@@ -95,10 +96,13 @@ fn scalar_tiles_are_the_oracle_of_the_others() {
             tile::tile(kernel, lanes.view(None), 0..m, 0, panel, &mut sums);
             sums
         };
-        let (scalar, best) = (run(Kernel::Scalar(precision)), run(Kernel::of_panels(precision)));
-        for (a, b) in scalar.iter().flatten().zip(best.iter().flatten()) {
-            // The order within a pair, and fused additions, differ.
-            assert!((a - b).abs() < 1e-4, "{precision:?}: {a} against {b}");
+        let narrow = (precision == Precision::F32).then_some(Kernel::Narrow);
+        let scalar = run(Kernel::Scalar(precision));
+        for kernel in narrow.into_iter().chain([Kernel::best(precision)]) {
+            for (a, b) in scalar.iter().flatten().zip(run(kernel).iter().flatten()) {
+                // The order within a pair, and fused additions, differ.
+                assert!((a - b).abs() < 1e-4, "{}: {a} against {b}", kernel.name());
+            }
         }
     }
 }
