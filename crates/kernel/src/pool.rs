@@ -1,9 +1,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use self::claims::{Claims, Work};
+use self::topology::Topology;
 use crate::buffer::{Buffer, Buffers};
+
+mod claims;
+mod topology;
 
 /// How often an idle worker looks for work before it sleeps: about a millisecond, longer than the
 /// pauses between the parallel regions of one step.
@@ -14,7 +19,11 @@ const SPINS: u32 = 50_000;
 /// Which thread runs a task is left to chance; what the task computes must not depend on it. All
 /// operations of this crate split their work into tasks by shape alone, so that results are the
 /// same, bit for bit, for any number of threads.
+///
+/// On a machine whose memory belongs to several nodes of CPUs, the threads are bound to nodes, and
+/// those of each first claim the tasks of a share that is the same each time (decision 16).
 pub struct Pool {
+    topology: Topology,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// One job at a time; callers on several threads take turns.
@@ -22,19 +31,8 @@ pub struct Pool {
     buffers: Buffers,
 }
 
-type Work<'a> = &'a (dyn Fn(usize) + Sync);
-
-struct Job<'a> {
-    work: Work<'a>,
-    tasks: usize,
-}
-
 struct Shared {
-    /// The job's number (high half) and how many of its tasks are unclaimed (low half).
-    state: AtomicU64,
-    /// Valid while the job of `state` has unfinished tasks.
-    job: AtomicPtr<Job<'static>>,
-    finished: AtomicUsize,
+    claims: Claims,
     panicked: AtomicBool,
     stop: AtomicBool,
     sleepers: Mutex<usize>,
@@ -47,25 +45,39 @@ impl Pool {
     /// # Panics
     /// If the system refuses to start a thread.
     pub fn new(threads: usize) -> Self {
+        Pool::on(Topology::machine(), threads)
+    }
+
+    fn on(topology: &Topology, threads: usize) -> Self {
+        let homes = topology.places(threads.max(1));
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            job: AtomicPtr::new(std::ptr::null_mut()),
-            finished: AtomicUsize::new(0),
+            claims: Claims::new(topology.nodes(), &homes),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleepers: Mutex::new(0),
             wake: Condvar::new(),
         });
+        // The caller's thread is not ours to bind: what it starts later would be bound, too.
         let workers = (1..threads)
             .map(|index| {
-                let shared = Arc::clone(&shared);
+                let (shared, topology) = (Arc::clone(&shared), topology.clone());
+                let home = homes[index];
                 std::thread::Builder::new()
                     .name(format!("kernel-{index}"))
-                    .spawn(move || shared.work())
+                    .spawn(move || {
+                        topology.bind(home);
+                        shared.work(home);
+                    })
                     .expect("the system can start a thread")
             })
             .collect();
-        Pool { shared, workers, turn: Mutex::new(0), buffers: Buffers::default() }
+        Pool {
+            topology: topology.clone(),
+            shared,
+            workers,
+            turn: Mutex::new(0),
+            buffers: Buffers::default(),
+        }
     }
 
     /// The caller's thread alone: for what a task does on its own.
@@ -108,16 +120,15 @@ impl Pool {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         *turn = turn.wrapping_add(1);
         let shared = &*self.shared;
-        let job = Job { work, tasks };
-        shared.finished.store(0, Ordering::Relaxed);
-        shared.job.store((&raw const job).cast_mut().cast(), Ordering::Relaxed);
-        shared.state.store(u64::from(*turn) << 32 | tasks as u64, Ordering::SeqCst);
+        // SAFETY: this function waits until the job is finished, and does not panic before.
+        unsafe { shared.claims.publish(*turn, tasks, &work) };
         if *shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
             shared.wake.notify_all();
         }
-        while shared.run_one() {}
+        let home = self.topology.here();
+        while shared.run_one(home) {}
         let mut spins = 0;
-        while shared.finished.load(Ordering::Acquire) < tasks {
+        while !shared.claims.finished() {
             relax(&mut spins);
         }
         drop(turn);
@@ -161,41 +172,19 @@ impl Drop for Pool {
 
 impl Shared {
     /// Claims and runs one task; false if none is left.
-    fn run_one(&self) -> bool {
-        let mut state = self.state.load(Ordering::Acquire);
-        loop {
-            let left = state as u32;
-            if left == 0 {
-                return false;
-            }
-            // The job's number in the high half makes a claim on an older job fail.
-            match self.state.compare_exchange_weak(
-                state,
-                state - 1,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => break,
-                Err(now) => state = now,
-            }
-        }
-        let left = state as u32 as usize;
-        // SAFETY: this thread has claimed a task that it has not finished, so `run` has not
-        // returned and the job on its stack is alive; the pointer was stored before the state
-        // that the claim acquired.
-        let job = unsafe { &*self.job.load(Ordering::Relaxed) };
-        let task = job.tasks - left;
-        if catch_unwind(AssertUnwindSafe(|| (job.work)(task))).is_err() {
+    fn run_one(&self, home: usize) -> bool {
+        let Some(claim) = self.claims.claim(home) else { return false };
+        if catch_unwind(AssertUnwindSafe(|| claim.work()(claim.task))).is_err() {
             self.panicked.store(true, Ordering::Relaxed);
         }
-        self.finished.fetch_add(1, Ordering::Release);
+        claim.finish();
         true
     }
 
-    fn work(&self) {
+    fn work(&self, home: usize) {
         let mut spins = 0;
         while !self.stop.load(Ordering::Relaxed) {
-            if self.run_one() {
+            if self.run_one(home) {
                 spins = 0;
             } else if spins < SPINS {
                 spins += 1;
@@ -210,8 +199,8 @@ impl Shared {
     fn sleep(&self) {
         let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
         *sleepers += 1;
-        // `run` stores the state before it takes this lock, so no wake-up is missed.
-        while self.state.load(Ordering::SeqCst) as u32 == 0 && !self.stop.load(Ordering::SeqCst) {
+        // `run` publishes its tasks before it takes this lock, so no wake-up is missed.
+        while !self.claims.any() && !self.stop.load(Ordering::SeqCst) {
             sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
         }
         *sleepers -= 1;
@@ -239,12 +228,24 @@ unsafe impl<T: Send> Sync for SendPtr<T> {}
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::topology::tests::simulated;
     use super::*;
+    use crate::{Left, Output, Packed, Precision, matmul};
+
+    /// Machines of one node, of two, and of three uneven ones. Their CPUs do not exist, so nothing is
+    /// bound.
+    fn machines() -> Vec<Topology> {
+        let three: &[&[usize]] = &[&[900], &[910, 911, 912], &[920, 921]];
+        [&[&[900, 901][..]][..], &[&[900, 901], &[902, 903]], three].map(simulated).into()
+    }
 
     #[test]
     fn every_task_runs_once() {
-        for threads in [1, 2, 3, 8] {
-            let pool = Pool::new(threads);
+        for (machine, threads) in machines().iter().flat_map(|m| [1, 2, 3, 8].map(|n| (m, n))) {
+            let pool = Pool::on(machine, threads);
             for tasks in [0, 1, 2, 7, 1000] {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(tasks, &|i| {
@@ -256,13 +257,53 @@ mod tests {
     }
 
     #[test]
+    fn threads_begin_with_the_share_of_their_node() {
+        for machine in machines() {
+            let threads = 6;
+            let pool = Pool::on(&machine, threads);
+            let homes = machine.places(threads);
+            for _ in 0..20 {
+                // Nobody gets a second task before all have one.
+                let barrier = Barrier::new(threads);
+                let by = Mutex::new(vec![0; threads]);
+                pool.run(threads, &|task| {
+                    let thread = std::thread::current();
+                    let worker = thread.name().and_then(|name| name.strip_prefix("kernel-"));
+                    by.lock().unwrap()[task] = homes[worker.map_or(0, |n| n.parse().unwrap())];
+                    barrier.wait();
+                });
+                assert_eq!(by.into_inner().unwrap(), homes, "{machine:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn results_are_the_same_on_any_machine() {
+        let (m, k, n) = (70, 96, 200);
+        let wave = |len: usize| (0..len).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
+        let (left, right) = (wave(m * k), wave(n * k));
+        let product = |pool: &Pool| {
+            let mut out = vec![0.0; m * n];
+            let right = Packed::rows(pool, Precision::F32, &right, n, k);
+            matmul(pool, &mut out, Left::Rows(&left), &right, Output::Replace);
+            out.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        };
+        let expected = product(&Pool::new(1));
+        for (machine, threads) in machines().iter().flat_map(|m| [2, 5].map(|n| (m, n))) {
+            assert!(product(&Pool::on(machine, threads)) == expected, "{machine:?}, {threads}");
+        }
+    }
+
+    #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
-        let pool = Pool::new(2);
-        let result = catch_unwind(AssertUnwindSafe(|| pool.run(10, &|i| assert_ne!(i, 5))));
-        assert!(result.is_err());
-        let mut out = vec![0usize; 103];
-        pool.pieces(&mut out, 10, |index, piece| piece.fill(index));
-        assert_eq!(out[102], 10);
+        for machine in machines() {
+            let pool = Pool::on(&machine, 4);
+            let result = catch_unwind(AssertUnwindSafe(|| pool.run(10, &|i| assert_ne!(i, 5))));
+            assert!(result.is_err());
+            let mut out = vec![0usize; 103];
+            pool.pieces(&mut out, 10, |index, piece| piece.fill(index));
+            assert_eq!(out[102], 10);
+        }
     }
 
     #[test]
