@@ -27,6 +27,9 @@ pub struct Config {
     pub vocab: usize,
     pub hidden: usize,
     pub layers: usize,
+    /// Whether behind them stands a block that predicts the token after the next.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mtp: bool,
     pub heads: usize,
     pub kv_heads: usize,
     /// Of queries and keys, and of values where they are not [latent](Config::latent).
@@ -210,6 +213,10 @@ impl Config {
                 let key = "the number of layers without experts";
                 return Err(wrong(path, key, routing.dense_layers, &expected));
             }
+        }
+        if self.mtp && !self.family.has_mtp() {
+            let expected = format!("the family {:?} has no layout for it", self.family);
+            return Err(wrong(path, "the number of further tokens predicted", 1, &expected));
         }
         self.experts.as_ref().map_or(Ok(()), |experts| experts.check(path))
     }

@@ -22,7 +22,7 @@ pub use config::{
 };
 pub use decoder::{
     Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Hidden, Input, Keep, KvCache,
-    LayerWeights, Page, Purpose, Tape, Weights, read_experts,
+    LayerWeights, MtpWeights, Page, Purpose, Tape, Weights, read_experts,
 };
 pub use importance::Importance;
 pub use joined::{JOINED_FILE, Joined, JoinedExpert};

@@ -21,14 +21,15 @@ pub(crate) struct Label {
     pub(crate) weight: f32,
 }
 
-/// The labels of a sample whose tokens begin at row `start`.
-pub(crate) fn labels(sample: &Sample, start: usize) -> impl Iterator<Item = Label> {
+/// The labels of a sample whose rows begin at row `start`, each of which predicts the token that stands
+/// `ahead` places further.
+pub(crate) fn labels(sample: &Sample, start: usize, ahead: usize) -> impl Iterator<Item = Label> {
     let label = move |at: usize| Label {
-        row: start + at - 1,
+        row: start + at - ahead,
         target: sample.tokens[at],
         weight: sample.weights[at],
     };
-    (1..sample.tokens.len()).map(label).filter(|label| label.weight > 0.0)
+    (ahead..sample.tokens.len()).map(label).filter(|label| label.weight > 0.0)
 }
 
 /// What is asked of a row of the batch.

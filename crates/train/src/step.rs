@@ -167,7 +167,7 @@ fn goals<'a>(
     let mut total = 0.0;
     for (range, &index) in batch.sequences.iter().zip(indices) {
         let Some(sample) = material.samples.get(index) else { continue };
-        for label in labels(sample, range.start) {
+        for label in labels(sample, range.start, 1) {
             goals[label.row].target = Some((label.target, label.weight));
             total += label.weight;
         }

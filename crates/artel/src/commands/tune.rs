@@ -93,7 +93,7 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
                      smaller base, or raise memory_mb if there is more memory";
     let ledger = checked_memory(&label, needs, &pool, (options.memory_mb, otherwise))?;
     progress.say("reading the base");
-    let weights = Weights::read(&base)?;
+    let weights = Weights::read(&base, &config)?;
     let job = Job {
         name: &name,
         folder: draft.folder(),

@@ -51,7 +51,8 @@ fn note(at: &whole::Progress, peak: Option<f64>) -> String {
     let balance = at.balance.map_or_else(String::new, |balance| {
         format!(", MaxVio {:.1}, idle experts {}", balance.max_violation, balance.idle)
     });
-    format!("loss {:.2}, {rate:.0} tokens/s{share}{balance}", at.loss)
+    let further = at.mtp_loss.map_or_else(String::new, |loss| format!(" (further {loss:.2})"));
+    format!("loss {:.2}{further}, {rate:.0} tokens/s{share}{balance}", at.loss)
 }
 
 /// What came of a training.

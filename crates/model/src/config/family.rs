@@ -103,6 +103,11 @@ impl Family {
         self == Family::Gemma3
     }
 
+    /// Whether files may hold a block that predicts the token after the next.
+    pub(crate) fn has_mtp(self) -> bool {
+        matches!(self, Family::Glm4Moe | Family::DeepseekV3)
+    }
+
     /// Whether a layer's experts are stacked in one tensor in Hugging Face files, too.
     pub(crate) fn stacked_experts(self) -> bool {
         self == Family::GraniteMoe

@@ -46,7 +46,7 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
         Some(_) => keys.size("vocab_size")?,
         None => file.tensor("token_embd.weight")?.shape[0],
     };
-    // Layers that predict further tokens stand last, and are left out.
+    // Blocks that predict further tokens stand last.
     let further = keys.size_or("nextn_predict_layers", 0)?;
     let layers = keys.size("block_count")?.saturating_sub(further);
     let config = Config {
@@ -54,6 +54,9 @@ pub(crate) fn from_gguf(file: &Gguf) -> Result<Config, Error> {
         vocab,
         hidden,
         layers,
+        mtp: family.has_mtp()
+            && further == 1
+            && file.has(&format!("blk.{layers}.nextn.eh_proj.weight")),
         heads,
         kv_heads: match keys.get("attention.head_count_kv") {
             // Latent keys count as one head, of which each gets its own.

@@ -74,6 +74,9 @@ pub(crate) fn from_huggingface(
         vocab: keys.size("vocab_size")?,
         hidden,
         layers: keys.size("num_hidden_layers")?,
+        mtp: family.has_mtp()
+            && keys.get("num_nextn_predict_layers").is_some()
+            && keys.size("num_nextn_predict_layers")? == 1,
         heads,
         kv_heads: match keys.get("num_key_value_heads") {
             Some(_) => keys.size("num_key_value_heads")?,

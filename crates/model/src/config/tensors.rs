@@ -36,14 +36,15 @@ impl Config {
         list.add("model.embed_tokens.weight", &[self.vocab, self.hidden]);
         for layer in 0..self.layers {
             list.prefix = format!("model.layers.{layer}.");
-            self.attention(&mut list);
-            match (self.routed(layer), &self.experts) {
-                (Some(routing), _) => self.mixture(&mut list, routing),
-                (None, Some(_)) => self.departments(&mut list),
-                (None, None) => {
-                    feed_forward(&mut list, "mlp.", self.common_width(layer), self.hidden);
-                }
-            }
+            self.layer(&mut list, layer);
+        }
+        if self.mtp {
+            list.prefix = format!("model.layers.{}.", self.layers);
+            list.add("enorm.weight", &[self.hidden]);
+            list.add("hnorm.weight", &[self.hidden]);
+            list.add("eh_proj.weight", &[self.hidden, 2 * self.hidden]);
+            list.add("shared_head.norm.weight", &[self.hidden]);
+            self.layer(&mut list, self.layers);
         }
         list.prefix.clear();
         list.add("model.norm.weight", &[self.hidden]);
@@ -51,6 +52,15 @@ impl Config {
             list.add("lm_head.weight", &[self.vocab, self.hidden]);
         }
         list.list
+    }
+
+    fn layer(&self, list: &mut Tensors, layer: usize) {
+        self.attention(list);
+        match (self.routed(layer), &self.experts) {
+            (Some(routing), _) => self.mixture(list, routing),
+            (None, Some(_)) => self.departments(list),
+            (None, None) => feed_forward(list, "mlp.", self.common_width(layer), self.hidden),
+        }
     }
 
     fn attention(&self, list: &mut Tensors) {

@@ -48,6 +48,11 @@ impl KvCache {
         KvCache { pages, len: 0, together, format, layers, kv_heads, head_dim }
     }
 
+    /// A cache without tokens for [`Decoder::further`](super::Decoder::further).
+    pub fn of_mtp(config: &Config, format: KvFormat) -> Self {
+        KvCache { layers: 1, ..KvCache::in_format(config, format) }
+    }
+
     /// Tokens held.
     pub fn len(&self) -> usize {
         self.len

@@ -7,22 +7,25 @@ use super::embedding::Embedding;
 use super::feed_forward::FeedForward;
 use super::layer::Layer;
 use super::linear::{Linear, Purpose};
+use super::mtp::Mtp;
 use super::{Decoder, ExpertLayer, ExpertWeights, Weights, rotaries};
 use crate::{Config, Error, Family, Source};
 
 impl Decoder {
-    /// Reads all weights from `source`, department experts included.
+    /// Reads all weights from `source`, department experts included; the block that predicts the token
+    /// after the next, to generate text.
     ///
     /// # Errors
     /// What [`Source`] says of a missing or misshapen tensor.
     pub fn load(source: &Source, precision: Precision, purpose: Purpose) -> Result<Self, Error> {
-        let config = source.config()?;
+        let mut config = source.config()?;
+        config.mtp &= purpose == Purpose::Generation;
         refuse_untrainable(source, &config, purpose)?;
         let pool = Pool::machine();
         // What is read as it is stored.
         let generated = purpose == Purpose::Generation && config.latent.is_none();
         if purpose == Purpose::WholeTraining || (config.routing.is_some() && !generated) {
-            let weights = Weights::read(source)?;
+            let weights = Weights::read(source, &config)?;
             return Ok(Decoder::of_weights(&pool, &config, precision, purpose, &weights));
         }
         let arena = Arena::new();
@@ -38,6 +41,7 @@ impl Decoder {
             _ => Embedding::Own(embedding),
         };
         let layers = (0..config.layers).map(|l| reader.layer(l)).collect::<Result<_, _>>()?;
+        let mtp = config.mtp.then(|| reader.mtp()).transpose()?;
         let (rotary, window_rotary) = rotaries(&config);
         let mut decoder = Decoder {
             precision,
@@ -46,6 +50,7 @@ impl Decoder {
             window_rotary,
             embedding,
             layers,
+            mtp,
             norm: Vec::new(),
             head,
             experts: 0,
@@ -60,12 +65,13 @@ impl Decoder {
 }
 
 impl Source {
-    /// The shape of the model, if all of it can be trained.
+    /// The shape of the model, if all of it can be trained; a block that predicts the token after the
+    /// next is left out, since it belongs to the model as it was.
     ///
     /// # Errors
     /// [`Error::NotAModel`] if not, with the reason.
     pub fn trainable_config(&self) -> Result<Config, Error> {
-        let config = self.config()?;
+        let config = Config { mtp: false, ..self.config()? };
         refuse_untrainable(self, &config, Purpose::WholeTraining)?;
         Ok(config)
     }
@@ -127,6 +133,18 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn mtp(&mut self) -> Result<Mtp, Error> {
+        let Config { hidden, layers, .. } = *self.config;
+        let name = |part: &str| format!("model.layers.{layers}.{part}.weight");
+        let project = self.linear(&[&name("eh_proj")], hidden, 2 * hidden)?;
+        let mut mtp = Mtp::new(self.config, project, self.layer(layers)?);
+        for (norm, part) in mtp.norms.iter_mut().zip(["enorm", "hnorm"]) {
+            norm.weight = self.source.vector(&name(part), hidden)?;
+        }
+        mtp.norm = self.source.vector(&name("shared_head.norm"), hidden)?;
+        Ok(mtp)
+    }
+
     fn layer(&mut self, index: usize) -> Result<Layer, Error> {
         let config = self.config;
         let hidden = config.hidden;

@@ -9,6 +9,7 @@ mod layer;
 mod linear;
 mod load;
 mod mixture;
+mod mtp;
 mod observe;
 mod sets;
 mod stored;
@@ -25,6 +26,7 @@ use embedding::Embedding;
 use layer::{Layer, Pass};
 use linear::Linear;
 use mixture::Mixture;
+use mtp::Mtp;
 use observe::Watcher;
 
 pub use cache::{Input, KvCache, Page};
@@ -33,7 +35,7 @@ pub use load::read_experts;
 pub use mixture::{ExpertLayer, ExpertWeights};
 pub use sets::ExpertSet;
 pub use training::{Batch, Keep, Tape};
-pub use weights::{LayerWeights, Weights};
+pub use weights::{LayerWeights, MtpWeights, Weights};
 
 /// The transformer: token ids in, logits out.
 pub struct Decoder {
@@ -45,6 +47,8 @@ pub struct Decoder {
     window_rotary: Option<Rotary>,
     embedding: Embedding,
     layers: Vec<Layer>,
+    /// The block that predicts the token after the next, where it was asked for.
+    mtp: Option<Mtp>,
     /// The final norm's weights, divided by what logits are divided by.
     norm: Vec<f32>,
     head: Linear,
@@ -85,7 +89,8 @@ impl Decoder {
     /// Memory of the weights, in bytes.
     pub fn bytes(&self) -> usize {
         let layers: usize = self.layers.iter().map(Layer::bytes).sum();
-        layers + self.head.bytes() + self.embedding.bytes()
+        let mtp = self.mtp.as_ref().map_or(0, Mtp::bytes);
+        layers + mtp + self.head.bytes() + self.embedding.bytes()
     }
 
     /// Of these, what one token alone is multiplied with: of a model's own experts, those that it
@@ -137,18 +142,9 @@ impl Decoder {
     }
 
     fn run(&self, pool: &Pool, inputs: &mut [Input], watcher: Option<&Watcher>) -> Hidden {
-        let mut positions = Vec::new();
-        let (mut tokens, mut sets) = (Vec::new(), Vec::new());
-        for input in inputs.iter() {
-            let (from, to) = (input.cache.len, input.cache.len + input.tokens.len());
-            assert!(from < to && to <= self.config.context, "positions {from}..{to}");
-            positions.extend(from as u32..to as u32);
-            tokens.extend_from_slice(input.tokens);
-            sets.extend(input.tokens.iter().map(|_| input.experts));
-        }
-        for input in inputs.iter_mut() {
-            input.cache.reserve(input.tokens.len());
-        }
+        let (tokens, positions) = self.begin(inputs);
+        let each = inputs.iter().flat_map(|i| std::iter::repeat_n(i.experts, i.tokens.len()));
+        let sets: Vec<ExpertSet> = each.collect();
         let pass = Pass { watcher, ..self.pass(pool, positions) };
         let mut x = self.embed(&tokens);
         let mut gates = vec![0.0; tokens.len() * self.experts];
@@ -160,6 +156,21 @@ impl Decoder {
         }
         gates.iter_mut().for_each(|gate| *gate /= self.layers.len() as f32);
         Hidden { rows: self.final_norm(pool, &x), gates }
+    }
+
+    /// The new tokens and their positions; the caches make room for them.
+    fn begin(&self, inputs: &mut [Input]) -> (Vec<u32>, Vec<u32>) {
+        let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+        for input in inputs.iter_mut() {
+            let (from, to) = (input.cache.len, input.cache.len + input.tokens.len());
+            assert!(from < to && to <= self.config.context, "positions {from}..{to}");
+            positions.extend(from as u32..to as u32);
+            tokens.extend_from_slice(input.tokens);
+        }
+        for input in inputs.iter_mut() {
+            input.cache.reserve(input.tokens.len());
+        }
+        (tokens, positions)
     }
 
     /// The logits of hidden rows.

@@ -1,6 +1,7 @@
 //! The forward and backward passes of training: of one expert beside the frozen base, or of all
 //! weights.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use kernel::ops::{self, HeadRows};
@@ -8,6 +9,7 @@ use kernel::{Buffer, Lanes, Left, Output, Pool, matmul_transposed};
 
 use super::feed_forward::Chosen;
 use super::layer::{Stash, Trained};
+use super::mtp::MtpTape;
 use super::{Decoder, ExpertWeights, Purpose, Weights};
 
 /// Whole sequences, one after the other.
@@ -47,9 +49,16 @@ pub struct Tape<'a> {
     /// Before the final norm.
     last: Vec<f32>,
     layers: Vec<Stash<'a>>,
+    mtp: Option<MtpTape<'a>>,
 }
 
 impl Tape<'_> {
+    /// `[rows, hidden]`: what the head reads to predict the token after the next, in a decoder with a
+    /// block for it. There is a row for each token of a sequence but its last two.
+    pub fn mtp_hidden(&self) -> &[f32] {
+        self.mtp.as_ref().map_or(&[], |tape| &tape.hidden)
+    }
+
     /// How many tokens went to each expert of the model's own, layer by layer.
     pub fn loads(&self) -> impl Iterator<Item = Vec<usize>> {
         self.chosen().map(|chosen| chosen.routes.load().collect())
@@ -61,7 +70,8 @@ impl Tape<'_> {
     }
 
     fn chosen(&self) -> impl Iterator<Item = &Chosen> {
-        self.layers.iter().filter_map(|stash| stash.chosen.as_ref())
+        let mtp = self.mtp.iter().map(|tape| &tape.stash);
+        self.layers.iter().chain(mtp).filter_map(|stash| stash.chosen.as_ref())
     }
 }
 
@@ -125,12 +135,18 @@ impl Decoder {
             stash
         });
         let layers = layers.collect();
-        Tape { hidden: self.final_norm(pool, &x), last: x, layers }
+        let hidden = self.final_norm(pool, &x);
+        let mut mtp = self.mtp_forward(pool, batch, &hidden);
+        if let (Some(tape), Keep::Inputs) = (&mut mtp, keep) {
+            tape.stash.inner = None;
+        }
+        Tape { hidden, last: x, layers, mtp }
     }
 
     /// The balance loss by sequence of the model's own experts, the mean over its layers and tokens
     /// (see [`kernel::SequenceBalance::loss`]); none without such experts. The backward pass adds the
-    /// gradient of `weight` times its sum over layers and tokens.
+    /// gradient of `weight` times its sum over layers and tokens; a block for the token after the next is
+    /// kept balanced as the layers are, but not counted.
     pub fn balance_sequences(
         &self,
         pool: &Pool,
@@ -142,6 +158,9 @@ impl Decoder {
         let losses =
             layers.filter_map(|(l, stash)| l.balance(pool, stash, &batch.sequences, weight));
         let losses: Vec<f32> = losses.collect();
+        if let (Some(mtp), Some(tape)) = (&self.mtp, &mut tape.mtp) {
+            mtp.layer.balance(pool, &mut tape.stash, &tape.batch.sequences, weight);
+        }
         (!losses.is_empty()).then(|| losses.iter().sum::<f32>() / losses.len() as f32)
     }
 
@@ -179,19 +198,36 @@ impl Decoder {
     }
 
     /// The backward pass of a decoder that is trained whole: sets `gradients` or adds to them, given
-    /// `d_hidden` with respect to [`Tape::hidden`]. Those of the output matrix are left out; they come
-    /// from [`Decoder::head_gradient`], which goes before, since the matrix may be the embedding.
+    /// `d_hidden` with respect to [`Tape::hidden`] and `d_mtp` to [`Tape::mtp_hidden`]. Those of the
+    /// output matrix are left out; they come from [`Decoder::head_gradient`], which goes before, since
+    /// the matrix may be the embedding.
     ///
-    /// **Shapes**: d_hidden `[tokens, hidden]`.
+    /// **Shapes**: d_hidden `[tokens, hidden]`; d_mtp `[rows, hidden]`.
     pub fn train_backward_whole(
         &self,
         pool: &Pool,
         batch: &Batch,
-        tape: Tape,
-        d_hidden: &[f32],
+        mut tape: Tape,
+        [d_hidden, d_mtp]: [&[f32]; 2],
         gradients: &mut Weights,
         mode: Output,
     ) {
+        if mode == Output::Replace && !self.config.tied_embeddings {
+            ops::clear(pool, &mut gradients.embedding);
+        }
+        let mut d_hidden = Cow::Borrowed(d_hidden);
+        match (&mut gradients.mtp, tape.mtp.take()) {
+            (Some(block), Some(tape)) => {
+                let of = (&mut **block, gradients.embedding.as_mut_slice());
+                self.mtp_backward(pool, tape, d_mtp, d_hidden.to_mut(), of, mode);
+            }
+            // No sequence was long enough.
+            (Some(gradients), None) if mode == Output::Replace => {
+                gradients.parts_mut().for_each(|values| values.fill(0.0));
+            }
+            _ => {}
+        }
+        let d_hidden = &*d_hidden;
         let row = HeadRows { stride: self.config.hidden, first: 0, heads: 1 };
         let eps = self.config.norm_eps;
         let logits = self.config.scales.logits;
@@ -202,9 +238,6 @@ impl Decoder {
         let layers = gradients.layers.iter_mut();
         let trained = layers.map(|gradients| Trained::Whole { gradients, mode });
         let d = self.layers_backward(pool, batch, (tape.last, tape.layers), d_hidden, trained);
-        if mode == Output::Replace && !self.config.tied_embeddings {
-            ops::clear(pool, &mut gradients.embedding);
-        }
         let (hidden, scale) = (self.config.hidden, self.config.scales.embedding);
         for (&token, d) in batch.tokens.iter().zip(d.chunks_exact(hidden)) {
             let row = &mut gradients.embedding[token as usize * hidden..][..hidden];
@@ -281,6 +314,6 @@ impl Decoder {
 }
 
 /// Positions count from 0 in each sequence.
-fn batch_positions(batch: &Batch) -> Vec<u32> {
+pub(super) fn batch_positions(batch: &Batch) -> Vec<u32> {
     batch.sequences.iter().flat_map(|s| 0..s.len() as u32).collect()
 }

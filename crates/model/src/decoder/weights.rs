@@ -14,6 +14,8 @@ use crate::{Config, Error, Source, TensorInfo, tensor_file};
 pub struct Weights {
     pub embedding: Vec<f32>,
     pub layers: Vec<LayerWeights>,
+    /// The block that predicts the token after the next, where there is one.
+    pub mtp: Option<Box<MtpWeights>>,
     pub norm: Vec<f32>,
     /// Empty where the output matrix is the embedding.
     pub head: Vec<f32>,
@@ -54,6 +56,20 @@ pub struct LayerWeights {
     pub down: Vec<f32>,
 }
 
+/// The weights of the block that predicts the token after the next.
+///
+/// **Shapes**: embedding_norm, hidden_norm, norm `[hidden]`; project `[hidden, 2·hidden]`, the columns
+/// of the embedding first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MtpWeights {
+    pub embedding_norm: Vec<f32>,
+    pub hidden_norm: Vec<f32>,
+    pub project: Vec<f32>,
+    /// In place of the final norm.
+    pub norm: Vec<f32>,
+    pub layer: LayerWeights,
+}
+
 impl Weights {
     /// All zero.
     pub fn zeros(config: &Config) -> Self {
@@ -62,19 +78,19 @@ impl Weights {
         Weights {
             embedding: matrix(vocab, hidden),
             layers: (0..config.layers).map(|index| LayerWeights::zeros(config, index)).collect(),
+            mtp: config.mtp.then(|| Box::new(MtpWeights::zeros(config))),
             norm: vec![0.0; hidden],
             head: if config.tied_embeddings { Vec::new() } else { matrix(vocab, hidden) },
         }
     }
 
-    /// Reads a whole model.
+    /// Reads a whole model, or what of it `config` tells of.
     ///
     /// # Errors
     /// What [`Source`] says of a missing or misshapen tensor.
-    pub fn read(source: &Source) -> Result<Self, Error> {
-        let config = source.config()?;
-        let mut weights = Weights::zeros(&config);
-        for (info, values) in weights.tensors_mut(&config) {
+    pub fn read(source: &Source, config: &Config) -> Result<Self, Error> {
+        let mut weights = Weights::zeros(config);
+        for (info, values) in weights.tensors_mut(config) {
             let (rows, cols) = info.rows_cols();
             let read = match info.shape.len() {
                 1 => source.vector(&info.name, cols)?,
@@ -156,14 +172,44 @@ impl Weights {
         [&self.embedding]
             .into_iter()
             .chain(layers)
+            .chain(self.mtp.iter().flat_map(|mtp| mtp.parts()))
             .chain([&self.norm, &self.head])
             .map(Vec::as_slice)
     }
 
     fn parts_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         let layers = self.layers.iter_mut().flat_map(LayerWeights::parts_mut);
+        let mtp = self.mtp.iter_mut().flat_map(|mtp| mtp.parts_mut());
         let ends = [&mut self.norm, &mut self.head];
-        [&mut self.embedding].into_iter().chain(layers).chain(ends).map(Vec::as_mut_slice)
+        [&mut self.embedding]
+            .into_iter()
+            .chain(layers)
+            .chain(mtp)
+            .chain(ends)
+            .map(Vec::as_mut_slice)
+    }
+}
+
+impl MtpWeights {
+    fn zeros(config: &Config) -> Self {
+        let norm = || vec![0.0; config.hidden];
+        MtpWeights {
+            embedding_norm: norm(),
+            hidden_norm: norm(),
+            project: vec![0.0; 2 * config.hidden * config.hidden],
+            norm: norm(),
+            layer: LayerWeights::zeros(config, config.layers),
+        }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Vec<f32>> {
+        let own = [&self.embedding_norm, &self.hidden_norm, &self.project, &self.norm];
+        own.into_iter().chain(self.layer.parts())
+    }
+
+    pub(super) fn parts_mut(&mut self) -> impl Iterator<Item = &mut Vec<f32>> {
+        let MtpWeights { embedding_norm, hidden_norm, project, norm, layer } = self;
+        [embedding_norm, hidden_norm, project, norm].into_iter().chain(layer.parts_mut())
     }
 }
 

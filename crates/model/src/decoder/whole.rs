@@ -11,6 +11,7 @@ use super::feed_forward::{FeedForward, Fused};
 use super::latent::Latent;
 use super::layer::Layer;
 use super::linear::{Linear, Purpose};
+use super::mtp::Mtp;
 use super::{Decoder, LayerWeights, Weights, rotaries};
 use crate::Config;
 
@@ -42,6 +43,7 @@ impl Decoder {
             window_rotary,
             embedding: Embedding::Own(embedding),
             layers: layers.collect(),
+            mtp: config.mtp.then(|| Mtp::unset(config, precision, purpose)),
             norm: vec![0.0; hidden],
             head: Linear::unset(precision, purpose, vocab, hidden),
             experts: 0,
@@ -64,6 +66,10 @@ impl Decoder {
         for (layer, weights) in self.layers.iter_mut().zip(&weights.layers) {
             layer.fill(pool, weights);
         }
+        assert_eq!(self.mtp.is_some(), weights.mtp.is_some(), "a block for a further token");
+        if let (Some(mtp), Some(weights)) = (&mut self.mtp, &weights.mtp) {
+            mtp.fill(pool, weights);
+        }
         self.set_norm(&weights.norm);
         let head = if self.config.tied_embeddings { &weights.embedding } else { &weights.head };
         self.head.fill(pool, head);
@@ -71,7 +77,12 @@ impl Decoder {
 }
 
 impl Layer {
-    fn unset(config: &Config, index: usize, precision: Precision, purpose: Purpose) -> Self {
+    pub(super) fn unset(
+        config: &Config,
+        index: usize,
+        precision: Precision,
+        purpose: Purpose,
+    ) -> Self {
         let hidden = config.hidden;
         let linear = |outputs, inputs| Linear::unset(precision, purpose, outputs, inputs);
         let norm = || vec![0.0; hidden];
@@ -94,7 +105,7 @@ impl Layer {
         }
     }
 
-    fn fill(&mut self, pool: &Pool, weights: &LayerWeights) {
+    pub(super) fn fill(&mut self, pool: &Pool, weights: &LayerWeights) {
         self.attention_norm.copy_from_slice(&weights.attention_norm);
         self.attention.fill(pool, weights);
         for (norm, values) in [

@@ -80,8 +80,10 @@ impl Source {
         let path = folder.join("config.json");
         let json = read_json(&path)?;
         let generation = read_json_if_there(&folder.join("generation_config.json"))?;
-        let config = config::from_huggingface(&path, &json, generation.as_ref())?;
+        let mut config = config::from_huggingface(&path, &json, generation.as_ref())?;
         let tensors = SafeTensors::open(folder)?;
+        // transformers writes its number without the block, which it leaves out.
+        config.mtp &= tensors.has(&format!("model.layers.{}.eh_proj.weight", config.layers));
         Ok(Source::SafeTensors(HuggingFace { folder: folder.into(), config, tensors }))
     }
 

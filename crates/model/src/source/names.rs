@@ -69,7 +69,10 @@ pub(crate) fn stored(family: Family, name: &str) -> Option<Stored> {
         "block_sparse_moe.input_linear" => gate_up("exps"),
         "shared_mlp.input_linear" => gate_up("shexp"),
         "post_attention_layernorm" if outer => Stored::Whole(block("post_attention_norm")),
-        _ => Stored::Whole(block(attention(part).or_else(|| feed_forward(part))?)),
+        _ => {
+            let part = attention(part).or_else(|| feed_forward(part)).or_else(|| mtp(part))?;
+            Stored::Whole(block(part))
+        }
     })
 }
 
@@ -103,6 +106,17 @@ fn feed_forward(part: &str) -> Option<&'static str> {
         "mlp.shared_experts.gate_proj" => "ffn_gate_shexp",
         "mlp.shared_experts.up_proj" => "ffn_up_shexp",
         "mlp.shared_experts.down_proj" | "shared_mlp.output_linear" => "ffn_down_shexp",
+        _ => return None,
+    })
+}
+
+/// Of the block that predicts the token after the next, besides its layer.
+fn mtp(part: &str) -> Option<&'static str> {
+    Some(match part {
+        "enorm" => "nextn.enorm",
+        "hnorm" => "nextn.hnorm",
+        "eh_proj" => "nextn.eh_proj",
+        "shared_head.norm" => "nextn.shared_head_norm",
         _ => return None,
     })
 }

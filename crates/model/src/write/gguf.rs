@@ -12,7 +12,7 @@ use super::{Export, NewFile, Tensors, ask, stored};
 use crate::config::ROPE_FACTORS;
 use crate::source::gguf::{DEFAULT_ALIGNMENT, type_id};
 use crate::source::names::{self, Stored};
-use crate::{Error, Scaling, TensorInfo};
+use crate::{Config, Error, Family, Scaling, TensorInfo};
 pub(super) use metadata::{Bytes, Metadata};
 
 impl Export<'_> {
@@ -26,6 +26,13 @@ impl Export<'_> {
     /// When the file cannot be written, a tensor is not given as asked for, the format is
     /// read-only, or GGUF cannot express the tokenizer. A file that is not whole does not stay.
     pub fn write_gguf(&self, path: &Path, tensors: Tensors) -> Result<(), Error> {
+        // llama.cpp reads the block of this family only.
+        let mtp = self.config.mtp && self.config.family == Family::Glm4Moe;
+        let config = Config { mtp, ..self.config.clone() };
+        Export { config: &config, ..*self }.write_gguf_of(path, tensors)
+    }
+
+    fn write_gguf_of(&self, path: &Path, tensors: Tensors) -> Result<(), Error> {
         if let Some(problem) = metadata::problem(self.config) {
             let problem = format!("GGUF cannot express {problem}; use --format hf");
             return Err(Error::NotAModel { path: path.into(), problem });

@@ -36,7 +36,7 @@ fn log_probs(decoder: &Decoder, pool: &Pool, tokens: &[u32], experts: ExpertSet)
     logits.to_vec()
 }
 
-fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }

@@ -20,8 +20,37 @@ fn batch(file: &SafeTensors) -> Batch {
     Batch::of([first, second])
 }
 
-/// Mean cross-entropy over both sequences, and the tokens of each expert, layer by layer; the
-/// gradients are set, or added.
+/// What the loss of the token after the next counts, as in `../reference/mtp.py`.
+const MTP_WEIGHT: f32 = 0.3;
+
+/// Mean cross-entropy of the tokens that hidden rows predict, of those that predict one, and its
+/// gradient with respect to the rows, times `weight`; that of the output matrix is set, or added.
+fn predict(
+    decoder: &Decoder,
+    pool: &Pool,
+    (hidden, targets): (&[f32], &[Option<u32>]),
+    weight: f32,
+    (gradients, mode): (&mut Weights, Output),
+) -> (f32, Vec<f32>) {
+    let mut rows = pool.buffer(hidden.len());
+    rows.copy_from_slice(hidden);
+    let x = decoder.head_lanes(pool, rows);
+    let mut logits = decoder.train_logits(pool, &x);
+    let labels = targets.iter().flatten().count() as f32;
+    let goal = |target: &Option<u32>| Goal {
+        target: target.map(|target| (target, weight / labels)),
+        reference: None,
+    };
+    let goals: Vec<Goal> = targets.iter().map(goal).collect();
+    let mut d_logits = decoder.d_logits(pool, goals.len());
+    let losses = loss::losses(pool, (&mut d_logits, 0), &mut logits, &mut [], &goals);
+    decoder.head_gradient(pool, gradients, &d_logits, &x, mode);
+    let d_hidden = decoder.logits_backward(pool, &d_logits).to_vec();
+    (losses.iter().map(|loss| loss.cross_entropy / labels).sum(), d_hidden)
+}
+
+/// Mean cross-entropy over both sequences, of the next token and of the one after it, and the tokens of
+/// each expert, layer by layer; the gradients are set, or added.
 fn run(
     decoder: &Decoder,
     pool: &Pool,
@@ -29,26 +58,25 @@ fn run(
     gradients: &mut Weights,
     mode: Output,
     keep: Keep,
-) -> (f32, Vec<u32>) {
+) -> ([f32; 2], Vec<u32>) {
     let tape = decoder.train_forward(pool, batch, decoder.train_stem(pool, batch), keep);
-    let mut rows = pool.buffer(tape.hidden.len());
-    rows.copy_from_slice(&tape.hidden);
-    let x = decoder.head_lanes(pool, rows);
-    let mut logits = decoder.train_logits(pool, &x);
-    let labels = batch.tokens.len() - batch.sequences.len();
-    let weight = 1.0 / labels as f32;
-    let goal = |&next| Goal { target: Some((next, weight)), reference: None };
-    let mut goals: Vec<Goal> = batch.tokens[1..].iter().map(goal).collect();
-    goals.push(Goal::default());
+    let sequences = batch.sequences.iter().map(|sequence| &batch.tokens[sequence.clone()]);
     // Nothing is predicted after a sequence's last token.
-    batch.sequences.iter().for_each(|sequence| goals[sequence.end - 1] = Goal::default());
-    let mut d_logits = decoder.d_logits(pool, goals.len());
-    let losses = loss::losses(pool, (&mut d_logits, 0), &mut logits, &mut [], &goals);
-    let d_hidden = decoder.logits_backward(pool, &d_logits);
-    decoder.head_gradient(pool, gradients, &d_logits, &x, mode);
+    let next = |tokens: &[u32]| tokens[1..].iter().copied().map(Some).chain([None]).collect();
+    let next: Vec<_> = sequences.clone().flat_map::<Vec<Option<u32>>, _>(next).collect();
+    let further: Vec<_> = sequences.flat_map(|tokens| &tokens[2..]).copied().map(Some).collect();
+    let (loss, d_hidden) =
+        predict(decoder, pool, (&tape.hidden, &next), 1.0, (&mut *gradients, mode));
+    let (further_loss, d_mtp) = match tape.mtp_hidden() {
+        [] => (0.0, Vec::new()),
+        hidden => {
+            let gradients = (&mut *gradients, Output::Add);
+            predict(decoder, pool, (hidden, &further), MTP_WEIGHT, gradients)
+        }
+    };
     let loads = tape.loads().flatten().map(|load| load as u32).collect();
-    decoder.train_backward_whole(pool, batch, tape, &d_hidden, gradients, mode);
-    (losses.iter().map(|loss| loss.cross_entropy * weight).sum(), loads)
+    decoder.train_backward_whole(pool, batch, tape, [&d_hidden, &d_mtp], gradients, mode);
+    ([loss, further_loss], loads)
 }
 
 fn norm(values: &[f32]) -> f32 {
@@ -56,11 +84,14 @@ fn norm(values: &[f32]) -> f32 {
 }
 
 fn check(name: &str) {
-    let decoder = load(name, Purpose::WholeTraining).decoder;
-    let config = decoder.config().clone();
+    let source = Source::open(&fixture(name)).unwrap();
+    let config = source.config().unwrap();
+    let weights = Weights::read(&source, &config).unwrap();
+    let (purpose, pool) = (Purpose::WholeTraining, Pool::new(2));
+    let decoder = Decoder::of_weights(&pool, &config, Precision::F32, purpose, &weights);
     let bytes = std::fs::read(fixture(name).join("gradients.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let (batch, pool) = (batch(&file), Pool::new(2));
+    let batch = batch(&file);
     let mut gradients = Weights::zeros(&config);
     // What stands there is replaced.
     gradients.tensors_mut(&config).into_iter().for_each(|(_, values)| values.fill(7.0));
@@ -70,8 +101,10 @@ fn check(name: &str) {
     if !loads.is_empty() {
         assert_eq!(loads, integers(&file, "loads"), "{name}: tokens of each expert");
     }
-    let expected = floats(&file, "loss")[0];
-    assert!((loss - expected).abs() < 1e-4, "{name}: loss {loss}, not {expected}");
+    let mut expected = floats(&file, "loss");
+    expected.extend(if config.mtp { floats(&file, "mtp_loss") } else { vec![0.0] });
+    let near = loss.iter().zip(&expected).all(|(loss, expected)| (loss - expected).abs() < 1e-4);
+    assert!(near, "{name}: losses {loss:?}, not {expected:?}");
     for (TensorInfo { name: tensor, .. }, found) in gradients.tensors(&config) {
         if tensor.ends_with("e_score_correction_bias") {
             continue;
@@ -106,6 +139,37 @@ fn gradients_of_families_agree_with_transformers() {
 }
 
 #[test]
+fn gradients_of_the_token_after_the_next_agree_with_transformers() {
+    for name in ["glm4_moe_mtp", "deepseek_v3_mtp"] {
+        assert!(Source::open(&fixture(name)).unwrap().config().unwrap().mtp);
+        check(name);
+    }
+}
+
+/// A sequence of three tokens or fewer has one row for the block, or none.
+#[test]
+fn short_sequences_have_no_token_after_the_next() {
+    let source = Source::open(&fixture("glm4_moe_mtp")).unwrap();
+    let config = source.config().unwrap();
+    let weights = Weights::read(&source, &config).unwrap();
+    let (purpose, pool) = (Purpose::WholeTraining, Pool::new(1));
+    let decoder = Decoder::of_weights(&pool, &config, Precision::F32, purpose, &weights);
+    let gradients = |sequences: &[&[u32]]| {
+        let mut gradients = Weights::zeros(&config);
+        gradients.tensors_mut(&config).into_iter().for_each(|(_, values)| values.fill(7.0));
+        let batch = Batch::of(sequences.iter().copied());
+        let (losses, _) = run(&decoder, &pool, &batch, &mut gradients, Output::Replace, Keep::All);
+        (losses, gradients.mtp.unwrap())
+    };
+    let ([_, none], short) = gradients(&[&[5, 6], &[7, 8]]);
+    assert_eq!(none, 0.0);
+    assert!([&short.project, &short.norm, &short.layer.qkv].iter().all(|g| norm(g) == 0.0));
+    let ([_, among], long) = gradients(&[&[5, 6], &[7, 8, 9]]);
+    let ([_, alone], _) = gradients(&[&[7, 8, 9]]);
+    assert!(among == alone && norm(&long.project) > 0.0, "{among} and {alone}");
+}
+
+#[test]
 fn gradients_do_not_depend_on_the_threads() {
     let decoder = load("glm4_moe", Purpose::WholeTraining).decoder;
     let bytes = std::fs::read(fixture("glm4_moe").join("gradients.safetensors")).unwrap();
@@ -121,10 +185,10 @@ fn gradients_do_not_depend_on_the_threads() {
 
 #[test]
 fn weights_are_read_and_written_whole() {
-    for name in ["llama"].iter().chain(&FAMILIES) {
+    for name in ["llama", "glm4_moe_mtp"].iter().chain(&FAMILIES) {
         let source = Source::open(&fixture(name)).unwrap();
         let config = source.config().unwrap();
-        let weights = Weights::read(&source).unwrap();
+        let weights = Weights::read(&source, &config).unwrap();
         assert_eq!(
             weights.parameters(),
             config.tensors().iter().map(TensorInfo::len).sum::<usize>()
@@ -150,7 +214,7 @@ fn what_cannot_be_trained_whole_is_refused() {
 fn the_balance_loss_reaches_all_that_the_router_reads() {
     let source = Source::open(&fixture("glm4_moe")).unwrap();
     let config = source.config().unwrap();
-    let weights = Weights::read(&source).unwrap();
+    let weights = Weights::read(&source, &config).unwrap();
     let bytes = std::fs::read(fixture("glm4_moe").join("gradients.safetensors")).unwrap();
     let batch = batch(&SafeTensors::deserialize(&bytes).unwrap());
     let pool = Pool::new(2);
@@ -164,7 +228,7 @@ fn the_balance_loss_reaches_all_that_the_router_reads() {
         if let Some(gradients) = gradients {
             let zero = vec![0.0; tape.hidden.len()];
             let mode = Output::Add;
-            decoder.train_backward_whole(&pool, &batch, tape, &zero, gradients, mode);
+            decoder.train_backward_whole(&pool, &batch, tape, [&zero, &[]], gradients, mode);
         }
         loss * (layers * batch.tokens.len()) as f32
     };

@@ -30,6 +30,10 @@ pub struct Options {
     /// Weight of the balance loss by sequence, beside that of the language model: it keeps single
     /// sequences from using the same experts throughout.
     pub sequence_balance: f32,
+    /// Weight of the loss of the token after the next, which a block beside the layers learns to
+    /// predict; 0 for no such block. Only models with experts have a layout for it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub mtp: f32,
     /// What moves the matrices; embedding, output, router and norms always go by AdamW.
     pub optimizer: Optimizer,
     pub learning_rate: f32,
@@ -74,6 +78,7 @@ impl Default for Options {
             expert_width: 256,
             balance_rate: 1e-3,
             sequence_balance: 1e-4,
+            mtp: 0.0,
             optimizer: Optimizer::Muon,
             learning_rate: 3e-3,
             schedule: Shape::Wsd,
@@ -92,6 +97,11 @@ impl Default for Options {
     }
 }
 
+/// What is not asked for is no part of a recipe.
+fn is_zero(weight: &f32) -> bool {
+    *weight == 0.0
+}
+
 impl Options {
     /// The model's shape, with a tokenizer of `vocab` tokens.
     pub fn config(&self, vocab: usize, bos: Option<u32>, eos: Vec<u32>) -> Config {
@@ -101,6 +111,7 @@ impl Options {
             vocab,
             hidden: self.hidden,
             layers: self.layers,
+            mtp: self.mtp > 0.0,
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.hidden / self.heads,
@@ -173,6 +184,10 @@ impl Options {
                 return refuse("expert_width", value, "it must be even, and divide the width");
             }
         }
+        if self.mtp > 0.0 && self.experts == 0 {
+            let expected = "no layout for dense models has the block; use experts, or 0";
+            return refuse("mtp", self.mtp.to_string(), expected);
+        }
         self.training().check("context", self.context)
     }
 
@@ -190,6 +205,7 @@ impl Options {
             recompute: self.recompute,
             balance_rate: self.balance_rate,
             sequence_balance: self.sequence_balance,
+            mtp: self.mtp,
             checkpoint_seconds: self.checkpoint_seconds,
             seed: self.seed,
         }

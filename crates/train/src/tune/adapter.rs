@@ -231,7 +231,7 @@ pub(crate) fn write(
 /// stands beside matrices that the model has not; [`Error::Model`] if its tensors, or the models', are
 /// not those of such an adapter.
 pub fn replay(pool: &Pool, folder: &Path, base: &Source, model: &Source) -> Result<bool, Error> {
-    let config = base.config()?;
+    let config = base.trainable_config()?;
     let found = read_config(folder)?;
     let (targets, own) = tensors_of(folder, &config, &found)?;
     let tensors = config.tensors();
@@ -327,7 +327,9 @@ mod tests {
     fn base() -> (Config, Weights) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/llama");
         let source = Source::open(&path).unwrap();
-        (source.config().unwrap(), Weights::read(&source).unwrap())
+        let config = source.config().unwrap();
+        let weights = Weights::read(&source, &config).unwrap();
+        (config, weights)
     }
 
     fn floats(name: &str, shape: &[usize]) -> Vec<f32> {
@@ -369,14 +371,14 @@ mod tests {
             base: None,
         };
         let goals: Vec<RowGoal> =
-            labels(&samples[0], 0).chain(labels(&samples[1], 23)).map(goal).collect();
+            labels(&samples[0], 0, 1).chain(labels(&samples[1], 23, 1)).map(goal).collect();
         let mut gradients = Weights::zeros(&config);
         let head = Head::new(&pool, &decoder, &tape.hidden);
         let (losses, d) = head.losses(&goals, Some((&mut gradients, Output::Replace)));
         let loss = losses.iter().map(|loss| loss.cross_entropy).sum::<f32>() / 38.0;
         assert!((loss - floats("loss", &[1])[0]).abs() < 1e-4, "{loss}");
         let mode = Output::Replace;
-        decoder.train_backward_whole(&pool, &batch, tape, &d, &mut gradients, mode);
+        decoder.train_backward_whole(&pool, &batch, tape, [&d, &[]], &mut gradients, mode);
         for (info, found) in adapter.gradients(&pool, &config, &own, &gradients).0 {
             let expected = floats(&info.name, &info.shape);
             let norm =

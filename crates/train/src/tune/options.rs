@@ -156,6 +156,7 @@ impl Options {
             recompute: self.recompute,
             balance_rate: 0.0,
             sequence_balance: 0.0,
+            mtp: 0.0,
             checkpoint_seconds: self.checkpoint_seconds,
             seed: self.seed,
         }

@@ -56,7 +56,9 @@ impl Loads {
     /// **Source**: arXiv 2408.15664, algorithm 1; centred as in Ling 2.0.
     pub(crate) fn level(&self, weights: &mut Weights, rate: f32) {
         // The first layers of some models have no experts.
-        let routed = weights.layers.iter_mut().filter(|layer| !layer.router.is_empty());
+        let further = weights.mtp.iter_mut().map(|mtp| &mut mtp.layer);
+        let layers = weights.layers.iter_mut().chain(further);
+        let routed = layers.filter(|layer| !layer.router.is_empty());
         for (loads, layer) in self.0.iter().zip(routed) {
             let mean = loads.iter().sum::<usize>() as f32 / loads.len() as f32;
             let sign = |load: usize| match mean - load as f32 {

@@ -42,10 +42,10 @@ impl Ledger {
     ) -> Ledger {
         let sizes = Sizes::of(config, training, precision);
         let tokens = sizes.tokens;
-        let (layers, layer) = (config.layers as u64, sizes.layer());
+        let (layers, layer) = ((config.layers + usize::from(config.mtp)) as u64, sizes.layer());
         let kept =
             if training.recompute { layers * sizes.layer_input() + layer } else { layers * layer };
-        let activations = kept + 12 * tokens * sizes.hidden;
+        let activations = kept + (12 * tokens + sizes.mtp(config)) * sizes.hidden;
         let passing = sizes.backward().max(sizes.output()).max(sizes.optimizer(training, threads));
         Ledger {
             held,
@@ -182,6 +182,11 @@ impl Sizes {
         self.tokens * (feed_forward + attention)
     }
 
+    /// What the block for a further token keeps besides its layer, of each column: see `MtpTape`.
+    fn mtp(&self, config: &Config) -> u64 {
+        if config.mtp { self.tokens * (28 + 2 * self.lane) } else { 0 }
+    }
+
     fn output(&self) -> u64 {
         let rows = LOGIT_ROWS.min(self.tokens);
         let together = (GRADIENT_VALUES as u64 / self.vocab).next_multiple_of(LOGIT_ROWS);
@@ -218,8 +223,11 @@ impl Sizes {
             + both(self.hidden, self.width)
             + routed;
         let router = 4 * both(self.experts, self.hidden);
-        let all = config.layers as u64 * layer + both(self.vocab, self.hidden);
-        self.lane * all + config.layers as u64 * router + 4 * self.vocab * self.hidden
+        let mtp = u64::from(config.mtp);
+        let layers = config.layers as u64 + mtp;
+        let project = mtp * both(self.hidden, 2 * self.hidden);
+        let all = layers * layer + both(self.vocab, self.hidden) + project;
+        self.lane * all + layers * router + 4 * self.vocab * self.hidden
     }
 }
 

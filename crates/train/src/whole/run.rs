@@ -22,6 +22,9 @@ pub struct Progress {
     pub steps: usize,
     /// Cross-entropy, nats per token.
     pub loss: f32,
+    /// Of the token after the next, where the model has a block for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtp_loss: Option<f32>,
     pub gradient_norm: f32,
     pub learning_rate: f32,
     /// Tokens of the step.
@@ -51,6 +54,7 @@ impl Scalars for Progress {
             ("tokens_per_second", self.tokens as f32 / self.seconds),
             ("gflops_per_second", (self.flops / 1e9) as f32 / self.seconds),
         ];
+        scalars.extend(self.mtp_loss.map(|loss| ("mtp_loss", loss)));
         if let Some(balance) = self.balance {
             scalars.push(("max_violation", balance.max_violation));
             scalars.push(("idle_experts", balance.idle as f32));
@@ -119,6 +123,7 @@ pub(crate) fn run(
             step: at + 1,
             steps,
             loss: figures.loss,
+            mtp_loss: figures.mtp_loss,
             gradient_norm: figures.gradient_norm,
             learning_rate,
             tokens: batch.iter().map(|sample| sample.tokens.len()).sum(),

@@ -1,7 +1,5 @@
 //! One step of training.
 
-use std::ops::Range;
-
 use kernel::{Output, Pool, Precision};
 use model::{Batch, Config, Decoder, Keep, Purpose, Weights};
 
@@ -26,6 +24,8 @@ pub struct Trainer {
 pub struct Figures {
     /// Nats per token.
     pub loss: f32,
+    /// Of the token after the next, nats per token, where the model has a block for it.
+    pub mtp_loss: Option<f32>,
     /// Of what is trained.
     pub gradient_norm: f32,
     /// None in a dense model.
@@ -79,17 +79,20 @@ impl Trainer {
 
     /// Forward, backward and update on some samples. If a figure is not finite the weights stay.
     pub fn step(&mut self, pool: &Pool, samples: &[&Sample], learning_rate: f32) -> Figures {
-        let starts = |range: &Range<usize>| labels_of(&samples[range.clone()]);
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.tokens.len()).collect();
         let parts = runs(&lengths, self.training.micro_batch_tokens);
-        let total: f32 = parts.iter().flat_map(starts).map(|label| label.weight).sum();
+        let total = |of: Predicted| -> f32 {
+            let labels = parts.iter().flat_map(|part| labels_of(&samples[part.clone()], of));
+            labels.map(|label| label.weight).sum()
+        };
+        let (total, mtp_total) = (total(Predicted::Next), total(Predicted::Further));
         let tokens = lengths.iter().sum::<usize>() as f32;
-        let (mut loss, mut sequence) = (0.0, 0.0);
+        let (mut loss, mut mtp_loss, mut sequence) = (0.0, 0.0, 0.0);
         let mut loads = Loads::default();
         let mut mode = Output::Replace;
         for part in parts {
-            let labels = labels_of(&samples[part.clone()]);
-            let batch = Batch::of(samples[part].iter().map(|sample| sample.tokens.as_slice()));
+            let samples = &samples[part];
+            let batch = Batch::of(samples.iter().map(|sample| sample.tokens.as_slice()));
             let stem = self.decoder.train_stem(pool, &batch);
             let keep = if self.training.recompute { Keep::Inputs } else { Keep::All };
             let mut tape = self.decoder.train_forward(pool, &batch, stem, keep);
@@ -97,23 +100,23 @@ impl Trainer {
             let weight = self.training.sequence_balance / tokens;
             let uneven = self.decoder.balance_sequences(pool, &batch, &mut tape, weight);
             sequence += uneven.unwrap_or(0.0) * batch.tokens.len() as f32 / tokens;
-            let goal = |label: &Label| RowGoal {
-                row: label.row,
-                target: Some((label.target, label.weight / total)),
-                base: None,
-            };
-            let goals: Vec<RowGoal> = labels.iter().map(goal).collect();
-            let head = Head::new(pool, &self.decoder, &tape.hidden);
-            let (losses, d_hidden) = head.losses(&goals, Some((&mut self.gradients, mode)));
-            let each = losses.iter().zip(&labels);
-            loss +=
-                each.map(|(loss, label)| loss.cross_entropy * label.weight / total).sum::<f32>();
-            let gradients = &mut self.gradients;
-            self.decoder.train_backward_whole(pool, &batch, tape, &d_hidden, gradients, mode);
+            let labels = labels_of(samples, Predicted::Next);
+            let (part, d_hidden) = self.predict(pool, (&tape.hidden, &labels), [total, 1.0], mode);
+            loss += part;
+            let mut d_mtp = Vec::new();
+            if !tape.mtp_hidden().is_empty() {
+                let labels = labels_of(samples, Predicted::Further);
+                let scale = [mtp_total, self.training.mtp];
+                let rows = (tape.mtp_hidden(), labels.as_slice());
+                let (part, d) = self.predict(pool, rows, scale, Output::Add);
+                (mtp_loss, d_mtp) = (mtp_loss + part, d);
+            }
+            let (d, gradients) = ([d_hidden.as_slice(), &d_mtp], &mut self.gradients);
+            self.decoder.train_backward_whole(pool, &batch, tape, d, gradients, mode);
             mode = Output::Add;
         }
         let mut norm = f32::NAN;
-        if loss.is_finite() {
+        if loss.is_finite() && mtp_loss.is_finite() {
             let (config, training) = (&self.config, &self.training);
             norm = self.learned.update(pool, config, training, &self.gradients, learning_rate);
         }
@@ -123,17 +126,57 @@ impl Trainer {
             }
             self.decoder.fill(pool, self.learned.weights());
         }
-        Figures { loss, gradient_norm: norm, balance: loads.balance(sequence) }
+        Figures {
+            loss,
+            mtp_loss: self.config.mtp.then_some(mtp_loss),
+            gradient_norm: norm,
+            balance: loads.balance(sequence),
+        }
+    }
+
+    /// The loss of labels, the weights of all of the step's being `total`, and the gradient of
+    /// `weight` times it with respect to the rows that predict them; that of the output matrix is
+    /// set, or added.
+    fn predict(
+        &mut self,
+        pool: &Pool,
+        (hidden, labels): (&[f32], &[Label]),
+        [total, weight]: [f32; 2],
+        mode: Output,
+    ) -> (f32, Vec<f32>) {
+        let goal = |label: &Label| RowGoal {
+            row: label.row,
+            target: Some((label.target, label.weight * weight / total)),
+            base: None,
+        };
+        let goals: Vec<RowGoal> = labels.iter().map(goal).collect();
+        let head = Head::new(pool, &self.decoder, hidden);
+        let (losses, d_hidden) = head.losses(&goals, Some((&mut self.gradients, mode)));
+        let each = losses.iter().zip(labels);
+        let loss = each.map(|(loss, label)| loss.cross_entropy * label.weight / total).sum();
+        (loss, d_hidden)
     }
 }
 
-/// The labels of samples that stand one after the other.
-fn labels_of(samples: &[&Sample]) -> Vec<Label> {
+/// Which token a row predicts.
+#[derive(Clone, Copy)]
+enum Predicted {
+    Next,
+    /// The one after it: the last two tokens of a sample have no row for that.
+    Further,
+}
+
+/// The labels of samples whose rows stand one after the other.
+fn labels_of(samples: &[&Sample], predicted: Predicted) -> Vec<Label> {
+    let (ahead, without) = match predicted {
+        Predicted::Next => (1, 0),
+        Predicted::Further => (2, 2),
+    };
     let mut start = 0;
     let mut all = Vec::new();
     for sample in samples {
-        all.extend(labels(sample, start));
-        start += sample.tokens.len();
+        all.extend(labels(sample, start, ahead));
+        start += sample.tokens.len().saturating_sub(without);
     }
     all
 }

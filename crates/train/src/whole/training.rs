@@ -23,6 +23,8 @@ pub struct Training {
     pub balance_rate: f32,
     /// Weight of the balance loss by sequence.
     pub sequence_balance: f32,
+    /// Weight of the loss of the token after the next, in models with a block for it.
+    pub mtp: f32,
     /// Seconds between checkpoints.
     pub checkpoint_seconds: u64,
     pub seed: u64,
@@ -49,6 +51,7 @@ impl Training {
             ("weight_decay", self.weight_decay),
             ("balance_rate", self.balance_rate),
             ("sequence_balance", self.sequence_balance),
+            ("mtp", self.mtp),
         ];
         check_shares(&shares, 1.0)?;
         check_clip(self.clip)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kernel::{Pool, Precision};
-use model::{ExpertSet, Input, KvCache, Model, Source};
+use model::{ExpertSet, Input, KvCache, Model, Purpose, Source};
 use train::scratch::{Options, sequences, train};
 use train::whole::{Balance, Job, Progress, Summary};
 use train::{Error, Optimizer, Sample, Shape};
@@ -108,9 +108,32 @@ fn a_model_is_trained_and_can_be_loaded() {
 }
 
 #[test]
+fn a_block_learns_the_token_after_the_next() {
+    let options = Options { mtp: 0.3, ..options(4) };
+    let folder = tempfile::tempdir().unwrap();
+    let summary = run(folder.path(), 2, Precision::best(), &options, 0).unwrap();
+    let lines = lines(folder.path());
+    let further = |line: &Progress| line.mtp_loss.unwrap();
+    let (first, last) = (further(&lines[0]), further(&lines[lines.len() - 1]));
+    assert!((first - 5.7).abs() < 0.3 && last < 3.0, "from {first} to {last}");
+    assert!(summary.loss < 2.5, "ends at {}", summary.loss);
+    // Balanced as the layers are.
+    let source = Source::open(folder.path()).unwrap();
+    let config = source.config().unwrap();
+    assert!(config.mtp && config.layers == 2);
+    let bias = source.vector("model.layers.2.mlp.gate.e_score_correction_bias", 4).unwrap();
+    assert!(bias.iter().any(|bias| *bias != 0.0));
+    // Who does not generate text leaves it out.
+    let load = |purpose| Model::load_for(purpose, folder.path(), Precision::F32).unwrap();
+    assert!(load(Purpose::Generation).config().mtp);
+    assert!(!load(Purpose::Inference).config().mtp);
+}
+
+#[test]
 fn a_stopped_run_continues_to_the_same_bits_on_any_number_of_threads() {
-    for (experts, optimizer) in [(4, Optimizer::Muon), (0, Optimizer::AdamW)] {
-        let options = Options { optimizer, passes: 2, ..options(experts) };
+    let runs = [(4, Optimizer::Muon, 0.0), (4, Optimizer::Muon, 0.3), (0, Optimizer::AdamW, 0.0)];
+    for (experts, optimizer, mtp) in runs {
+        let options = Options { optimizer, mtp, passes: 2, ..options(experts) };
         let whole = tempfile::tempdir().unwrap();
         run(whole.path(), 1, Precision::best(), &options, 0).unwrap();
         let stopped = tempfile::tempdir().unwrap();
@@ -132,14 +155,15 @@ fn a_stopped_run_continues_to_the_same_bits_on_any_number_of_threads() {
 #[test]
 fn gradients_of_micro_batches_add_up() {
     let first_loss = |micro_batch_tokens: usize| {
-        let options = Options { micro_batch_tokens, passes: 1, ..options(4) };
+        let options = Options { micro_batch_tokens, mtp: 0.3, passes: 1, ..options(4) };
         let folder = tempfile::tempdir().unwrap();
         run(folder.path(), 1, Precision::F32, &options, 0).unwrap();
         let line = lines(folder.path()).swap_remove(0);
-        (line.loss, line.gradient_norm, line.balance.unwrap())
+        ([line.loss, line.mtp_loss.unwrap()], line.gradient_norm, line.balance.unwrap())
     };
     let (whole, parts) = (first_loss(1 << 20), first_loss(48));
-    assert!((whole.0 - parts.0).abs() < 1e-4, "losses {} and {}", whole.0, parts.0);
+    let mut losses = whole.0.iter().zip(parts.0);
+    assert!(losses.all(|(w, p)| (w - p).abs() < 1e-4), "losses {:?} and {:?}", whole.0, parts.0);
     assert!((whole.1 / parts.1 - 1.0).abs() < 1e-3, "norms {} and {}", whole.1, parts.1);
     let loads = |balance: Balance| (balance.max_violation, balance.idle);
     assert_eq!(loads(whole.2), loads(parts.2), "loads are counted over the step");
@@ -198,6 +222,7 @@ fn what_cannot_work_is_refused_with_the_value() {
     insta::assert_snapshot!(refused(Options { top_k: 5, ..options(4) }), @"option top_k is 5 of 4 experts; use at least 1, and no more than there are");
     insta::assert_snapshot!(refused(Options { width: 12, ..options(4) }), @"option expert_width is 8 beside a width of 12; it must be even, and divide the width");
     insta::assert_snapshot!(refused(Options { batch_tokens: 8, ..options(0) }), @"option batch_tokens is 8 with context 48; a step must hold a sequence");
+    insta::assert_snapshot!(refused(Options { mtp: 0.3, ..options(0) }), @"option mtp is 0.3; no layout for dense models has the block; use experts, or 0");
     let none = sequences(&base().tokenizer().unwrap(), &[], None, &options(0));
     insta::assert_snapshot!(none.unwrap_err(), @"nothing to learn from: 0 texts; add documents, or run `artel synth` again");
 }

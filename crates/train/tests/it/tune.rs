@@ -57,15 +57,16 @@ fn run(
     let (tokenizer, template) = (source.tokenizer().unwrap(), source.template().unwrap());
     let language = Language { tokenizer: &tokenizer, template: &template };
     let samples = train::samples(language, &material(), &options.reading())?;
+    let config = source.trainable_config().unwrap();
     let job = Job {
         name: "tuned",
         folder,
-        config: &source.config().unwrap(),
+        config: &config,
         tokenizer: &tokenizer,
         template: &template,
         samples: &samples,
     };
-    let weights = Weights::read(&source).unwrap();
+    let weights = Weights::read(&source, &config).unwrap();
     let pool = Pool::new(threads);
     tune(&job, (base, weights), options, &pool, Precision::best(), &mut |at: &Progress| {
         assert!(at.step != stop, "stopped by the test");
@@ -80,7 +81,9 @@ fn lines(folder: &Path) -> Vec<Progress> {
 fn changed(base: &str, folder: &Path) -> BTreeSet<String> {
     let weights = |path: &Path| {
         let source = Source::open(path).unwrap();
-        (source.config().unwrap(), Weights::read(&source).unwrap())
+        let config = source.trainable_config().unwrap();
+        let weights = Weights::read(&source, &config).unwrap();
+        (config, weights)
     };
     let ((config, before), (_, after)) = (weights(&fixture(base)), weights(folder));
     let mut names = BTreeSet::new();

@@ -201,8 +201,8 @@ impl Shape {
 impl Subject {
     fn read(model: &Path, batches: &Path) -> Result<Self> {
         let source = Source::open(model)?;
-        let config = source.config()?;
-        let weights = Some(Weights::read(&source)?);
+        let config = source.trainable_config()?;
+        let weights = Some(Weights::read(&source, &config)?);
         let steps: Vec<Vec<Vec<u32>>> = store::lines::read(batches)?;
         let steps = steps.into_iter().map(|step| step.into_iter().map(sample).collect());
         let steps: Vec<Vec<Sample>> = steps.collect();
@@ -233,6 +233,7 @@ fn options() -> Options {
     Options {
         optimizer: Optimizer::AdamW,
         sequence_balance: 0.0,
+        mtp: 0.0,
         micro_batch_tokens: 1 << 20,
         ..Options::default()
     }

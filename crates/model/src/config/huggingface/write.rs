@@ -106,6 +106,9 @@ impl Config {
             let method = if routing.groups.is_some() { "group_limited_greedy" } else { "greedy" };
             json["topk_method"] = method.into();
         }
+        if self.mtp {
+            json["num_nextn_predict_layers"] = 1.into();
+        }
         if self.family == Family::Glm4Moe {
             json["use_qk_norm"] = (self.head_norms == HeadNorms::Each).into();
             json["partial_rotary_factor"] = (self.rope.dim as f64 / self.head_dim as f64).into();

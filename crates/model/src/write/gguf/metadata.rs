@@ -21,7 +21,10 @@ impl Export<'_> {
         data.u32(&key("vocab_size"), config.vocab as u32);
         data.u32(&key("context_length"), config.context as u32);
         data.u32(&key("embedding_length"), config.hidden as u32);
-        data.u32(&key("block_count"), config.layers as u32);
+        data.u32(&key("block_count"), (config.layers + usize::from(config.mtp)) as u32);
+        if config.mtp {
+            data.u32(&key("nextn_predict_layers"), 1);
+        }
         data.u32(&key("attention.head_count"), config.heads as u32);
         data.u32(&key("attention.head_count_kv"), config.kv_heads as u32);
         data.u32(&key("attention.key_length"), config.head_dim as u32);
