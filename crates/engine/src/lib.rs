@@ -12,6 +12,7 @@ mod prefixes;
 
 mod chat;
 mod constraint;
+mod further;
 mod lookup;
 mod request;
 mod sampler;

@@ -228,6 +228,9 @@ pub struct Limits {
     /// model reads them beside the newest one; those that it would have drawn itself are written at
     /// once. 0 drafts none. What is written is the same, bit for bit.
     pub lookup: usize,
+    /// As `lookup`, but predicted by the model's own block for the token after the next, where it has
+    /// one and `lookup` finds nothing.
+    pub mtp: usize,
     pub answers: Answers,
 }
 
@@ -249,6 +252,7 @@ impl Default for Limits {
             kv_bytes: 2 << 30,
             kv_format: KvFormat::F32,
             lookup: 16,
+            mtp: 0,
             answers: Answers::Forget,
         }
     }
@@ -257,7 +261,13 @@ impl Default for Limits {
 impl Limits {
     /// Tokens for whose keys and values there is room.
     pub fn kv_tokens(&self, config: &Config) -> usize {
-        self.kv_bytes / Page::bytes(config, self.kv_format) * Page::TOKENS
+        self.kv_bytes / self.page_bytes(config) * Page::TOKENS
+    }
+
+    /// Memory for keys and values of a page's tokens: in all layers, and in the block that drafts.
+    pub fn page_bytes(&self, config: &Config) -> usize {
+        let bytes = Page::bytes(config, self.kv_format);
+        bytes + if self.mtp > 0 && config.mtp { bytes / config.layers } else { 0 }
     }
 }
 

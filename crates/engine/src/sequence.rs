@@ -5,6 +5,7 @@ use kernel::logits::log_sum_exp;
 use model::{Decoder, ExpertSet, KvCache, Model, Page};
 
 use crate::constraint::Constraint;
+use crate::further::{Further, Wanting};
 use crate::ledger::{Account, Ledger};
 use crate::logprobs::top;
 use crate::lookup::Lookup;
@@ -75,6 +76,9 @@ pub(crate) struct Sequence {
     /// What may follow, in the step that is being made.
     draft: Vec<u32>,
     lookup: Lookup,
+    further: Option<Further>,
+    /// Whether `further` made the draft.
+    by_further: bool,
     sampler: Sampler,
     text: TextStream,
     prompt: Prompt,
@@ -97,6 +101,9 @@ impl Sequence {
         let constraint = pending.request.constraint.take();
         let request = &pending.request;
         let experts = model.config().experts.as_ref().map_or(0, |experts| experts.names.len());
+        // What writes one token needs no draft of a second.
+        let most = if request.max_tokens > 1 { limits.mtp } else { 0 };
+        let further = Further::new(model.config(), limits.kv_format, most);
         let mut prompt = Prompt::default();
         if request.scores_prompt() {
             let id = request.prompt[0];
@@ -113,6 +120,8 @@ impl Sequence {
             tokens: request.prompt.clone(),
             draft: Vec::new(),
             lookup: Lookup::new(limits.lookup),
+            further,
+            by_further: false,
             sampler: Sampler::new(request.sampling.clone(), &request.prompt),
             text: TextStream::new(request.stop.clone()),
             prompt,
@@ -128,17 +137,28 @@ impl Sequence {
         self.pending.request.experts
     }
 
-    /// The tokens of the next step, about `most`: the token drawn last and a draft of what follows,
-    /// or the next part of the prompt, which may be none where more must be read at once.
+    /// The tokens of the next step: the token drawn last and the draft of what follows, or the next
+    /// part of the prompt, about `most`, which may be none where more must be read at once.
     pub(crate) fn step_tokens(&mut self, most: usize) -> Vec<u32> {
         if self.is_reading() {
             let rest = &self.pending.request.prompt[self.read..];
             return rest[..cut(rest.len(), most)].to_vec();
         }
+        [&self.tokens[self.tokens.len() - 1..], &self.draft].concat()
+    }
+
+    /// Drafts what may follow in the next step, of which it has `most` rows, from the text itself; or
+    /// asks for another draft, where there is none.
+    pub(crate) fn look_up(&mut self, most: usize) -> Option<Wanting<'_>> {
         // The last token that may be drawn needs no row of its own.
         let left = self.pending.request.max_tokens - self.generated();
-        self.draft = self.lookup.draft(&self.tokens, most.min(left).saturating_sub(1));
-        [&self.tokens[self.tokens.len() - 1..], &self.draft].concat()
+        let room = most.min(left).saturating_sub(1);
+        self.draft = self.lookup.draft(&self.tokens, room);
+        let (draft, tokens) = (&mut self.draft, self.tokens.as_slice());
+        self.by_further = false;
+        let further = self.further.as_mut()?;
+        self.by_further = room > 0 && draft.is_empty() && further.is_worth();
+        self.by_further.then_some(Wanting { further, tokens, draft, room })
     }
 
     /// Tokens written.
@@ -211,6 +231,9 @@ impl Sequence {
         ledger: &mut Ledger,
     ) {
         self.prompt.tokens.extend(scores);
+        if let Some(further) = &mut self.further {
+            further.take(self.read, rows);
+        }
         if self.pending.request.embed {
             let width = rows.len() / count;
             self.prompt.mean_hidden.resize(width, 0.0);
@@ -305,16 +328,28 @@ impl Sequence {
         self.sampler.draw(&allowed).ok_or_else(|| problem.to_owned())
     }
 
-    /// Sends the drawn tokens, each with its row of gates `[rows, experts]`, and the end if it is
-    /// among them. Returns how many tokens were drafted, and how many of them were right.
+    /// Sends the drawn tokens, each with its hidden row and its row of gates `[rows, experts]`, and the
+    /// end if it is among them. Returns how many tokens were drafted, and how many of them were right.
     pub(crate) fn take_tokens(
         &mut self,
         drawn: Vec<Drawn>,
-        gates: &[f32],
+        (rows, gates): (&[f32], &[f32]),
         model: &Model,
     ) -> (usize, usize) {
         let (drafted, right) = (self.draft.len(), drawn.len() - 1);
-        self.lookup.learn(drafted, right);
+        let (newest, written) = (self.tokens.len() - 1, self.generated() > 0);
+        if let Some(further) = &mut self.further {
+            // The row of a prompt's last token was taken with the others.
+            if written {
+                further.take(newest, &rows[..drawn.len() * model.config().hidden]);
+            }
+            if self.by_further {
+                further.learn(drafted, right);
+            }
+        }
+        if !self.by_further {
+            self.lookup.learn(drafted, right);
+        }
         self.draft.clear();
         // What was drawn last is not in the cache yet.
         self.cache.truncate(self.cache.len() - (drafted - right));

@@ -6,6 +6,7 @@ use kernel::Pool;
 use kernel::logits::log_sum_exp;
 use model::{Decoder, Hidden, Input, Model, Page};
 
+use crate::further::{self, Wanting};
 use crate::ledger::Ledger;
 use crate::logprobs::{for_each_row, on_pool, top};
 use crate::sequence::{Pending, Sequence};
@@ -47,7 +48,7 @@ impl Shared {
 
 /// Runs until the engine is closed: steps all sequences, admits new ones between steps.
 pub(crate) fn work(shared: &Shared, pool: &Pool) {
-    let page_bytes = Page::bytes(shared.model.config(), shared.limits.kv_format);
+    let page_bytes = shared.limits.page_bytes(shared.model.config());
     let mut batch = Batch {
         running: Vec::new(),
         again: VecDeque::new(),
@@ -178,6 +179,7 @@ fn step(shared: &Shared, pool: &Pool, batch: &mut Batch) {
         sequence.announce_prefill();
     }
     batch.let_go(shared);
+    draft(model, pool, &mut batch.running);
     let Batch { running, again, ledger, steps, load, .. } = &mut *batch;
     let mut chosen = match again.front_mut().filter(|_| running.is_empty()) {
         Some(answer) => {
@@ -212,6 +214,17 @@ fn step(shared: &Shared, pool: &Pool, batch: &mut Batch) {
     batch.let_go(shared);
 }
 
+/// Gives all that write a draft, where they find one.
+fn draft(model: &Model, pool: &Pool, running: &mut [Sequence]) {
+    let writers = running.iter().filter(|sequence| !sequence.is_reading()).count();
+    let each = (DRAFT_ROWS / writers.max(1)).max(1);
+    let writing = running.iter_mut().filter(|sequence| !sequence.is_reading());
+    let wanting: Vec<Wanting> = writing.filter_map(|sequence| sequence.look_up(each)).collect();
+    if !wanting.is_empty() {
+        further::draft(&model.decoder, pool, wanting);
+    }
+}
+
 /// The sequences of this step with their tokens: all that write, and of those that read as many as
 /// there is room for.
 fn choose<'a>(
@@ -223,11 +236,10 @@ fn choose<'a>(
     let (mut readers, writers): (Vec<&mut Sequence>, Vec<&mut Sequence>) =
         running.iter_mut().partition(|sequence| sequence.is_reading());
     let mut room = if writers.is_empty() { READ_ALONE } else { READ_BESIDE };
-    let each = (DRAFT_ROWS / writers.len().max(1)).max(1);
     let mut chosen: Vec<_> = writers
         .into_iter()
         .map(|sequence| {
-            let tokens = sequence.step_tokens(each);
+            let tokens = sequence.step_tokens(0);
             // Others wait for a draft's rows as they do for a prompt's.
             room -= tokens.len() - 1;
             (sequence, tokens)
@@ -335,7 +347,8 @@ fn generate(model: &Model, pool: &Pool, predicting: Vec<Predicting>, load: &mut 
     for (slot, drawn) in slots.into_iter().zip(drawn) {
         let (predicting, _) = slot.into_inner().unwrap_or_else(PoisonError::into_inner);
         load.written_tokens += drawn.len() as u64;
-        let (drafted, right) = predicting.sequence.take_tokens(drawn, predicting.gates, model);
+        let Predicting { sequence, rows, gates } = predicting;
+        let (drafted, right) = sequence.take_tokens(drawn, (rows, gates), model);
         load.drafts += u64::from(drafted > 0);
         load.drafted_tokens += drafted as u64;
         load.accepted_tokens += right as u64;
@@ -390,6 +403,7 @@ mod tests {
             let lengths: Vec<usize> =
                 self.running.iter().map(|s| s.pending.request.prompt.len()).collect();
             let Batch { running, ledger, load, steps, .. } = self;
+            draft(&tiny::model(), &Pool::new(1), running);
             let mut shares = vec![0; lengths.len()];
             for (sequence, tokens) in choose(running, ledger, *steps, load) {
                 let length = sequence.pending.request.prompt.len();

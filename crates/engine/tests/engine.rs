@@ -5,6 +5,7 @@
 
 mod drafts;
 mod endpoint;
+mod further;
 mod tiny;
 
 use std::sync::mpsc;

@@ -82,7 +82,7 @@ pub(crate) fn page(app: &Shared) -> String {
     let load = app.engine.load();
     let config = app.model().config();
     let limits = app.engine.limits();
-    let page = model::Page::bytes(config, limits.kv_format);
+    let page = limits.page_bytes(config);
     let limit = limits.kv_bytes.max(1);
     let counts = app.metrics.0.lock().unwrap_or_else(PoisonError::into_inner);
     let mut text = String::new();

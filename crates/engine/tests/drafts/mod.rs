@@ -11,7 +11,7 @@ fn start(lookup: usize) -> Engine {
 }
 
 /// All that a request may learn of, and how it ended.
-fn all(completion: &Completion) -> impl PartialEq + std::fmt::Debug + use<> {
+pub(crate) fn all(completion: &Completion) -> impl PartialEq + std::fmt::Debug + use<> {
     let top = completion.tokens.iter().flat_map(|token| token.top.clone());
     let top: Vec<(u32, u32)> = top.map(|(id, logprob)| (id, logprob.to_bits())).collect();
     (everything(completion), top, completion.reason, completion.completion_tokens)
