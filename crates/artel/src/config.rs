@@ -109,6 +109,8 @@ pub(crate) struct Serve {
     pub running: usize,
     /// Tokens drafted at once from what followed the same words before; 0 for none.
     pub lookup: usize,
+    /// The same by the model's own block for the token after the next, where it has one.
+    pub mtp: usize,
     /// PEM files of the server's certificate and of its key: with them it speaks HTTPS.
     pub tls_certificate: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
@@ -133,6 +135,7 @@ impl Default for Serve {
             kv_type: KvType::F16,
             running: limits.running,
             lookup: limits.lookup,
+            mtp: limits.mtp,
             tls_certificate: None,
             tls_key: None,
             body_mb: requests.body_bytes >> 20,

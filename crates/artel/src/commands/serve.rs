@@ -44,6 +44,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let limits = Limits {
         running: config.running,
         lookup: config.lookup,
+        mtp: config.mtp,
         answers: Answers::ReadAgain,
         kv_bytes: config.kv_mb << 20,
         kv_format: match config.kv_type {

@@ -1,7 +1,7 @@
 //! Drafts: several new tokens of one sequence at once, some of which are forgotten again.
 
 use kernel::{Pool, Precision};
-use model::{Batch, Decoder, ExpertSet, Input, KvCache, KvFormat, Purpose, Source, Weights};
+use model::{Batch, Decoder, ExpertSet, Input, Keep, KvCache, KvFormat, Purpose, Source, Weights};
 
 use crate::decoder::{fixture, largest_difference, load};
 
@@ -56,7 +56,8 @@ fn the_block_drafts_as_it_was_trained() {
         let trained = Decoder::of_weights(&pool, &config, Precision::F32, purpose, &weights);
         let tokens: Vec<u32> = (0..60).map(|i| 4 + i * 7 % 240).collect();
         let batch = Batch::of([tokens.as_slice()]);
-        let tape = trained.train_forward(&pool, &batch, trained.train_stem(&pool, &batch));
+        let tape =
+            trained.train_forward(&pool, &batch, trained.train_stem(&pool, &batch), Keep::All);
 
         let model = load(name, Purpose::Generation);
         let decoder = &model.decoder;

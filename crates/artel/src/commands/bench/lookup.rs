@@ -1,6 +1,7 @@
 //! Writing with drafts looked up in what stands there already, against writing without.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::Instant;
@@ -54,6 +55,10 @@ const OTHER: [Task; 4] = [
     ("beside", "Write a poem about the sea. Do not mention the following report:", REPORT),
 ];
 
+/// Pieces of a text, and tokens of each.
+const PIECES: usize = 6;
+const PIECE: usize = 48;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The model: a GGUF file, or a model's folder
@@ -61,6 +66,12 @@ pub(crate) struct Args {
     /// Tokens of a draft, at most
     #[arg(long, default_value_t = 16)]
     lookup: usize,
+    /// The same of drafts by the model's own block for the token after the next (`serve.mtp`)
+    #[arg(long, default_value_t = 0)]
+    mtp: usize,
+    /// Go on with pieces of this file instead: the likeliest tokens, and drawn ones
+    #[arg(long)]
+    text: Option<PathBuf>,
     /// Tokens of an answer, at most
     #[arg(long, default_value_t = 160)]
     tokens: usize,
@@ -76,25 +87,30 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
-    ensure!(args.lookup > 0, "--lookup is 0: there would be nothing to compare");
+    let drafts = args.lookup + args.mtp > 0;
+    ensure!(drafts, "--lookup and --mtp are 0: there would be nothing to compare");
     ensure!(args.rounds > 0 && args.clients > 0, "--rounds and --clients must be at least 1");
     let model = Model::load_for(Purpose::Generation, &args.model, Precision::best())?;
     let model = Arc::new(model);
-    let engines = [0, args.lookup].map(|lookup| {
-        let limits = Limits { lookup, kv_format: KvFormat::F16, ..Limits::default() };
+    ensure!(args.mtp == 0 || model.config().mtp, "the model has no block for --mtp");
+    let engines = [[0, 0], [args.lookup, args.mtp]].map(|[lookup, mtp]| {
+        let limits = Limits { lookup, mtp, kv_format: KvFormat::F16, ..Limits::default() };
         Engine::start(Arc::clone(&model), setup.pool(), limits)
     });
     let seeded = Sampling { temperature: args.temperature, ..Sampling::default() };
+    let groups = match &args.text {
+        None => [("copying", asked(&model, &COPYING)?), ("other text", asked(&model, &OTHER)?)],
+        Some(text) => {
+            let pieces = pieces(&model, text)?;
+            [("likeliest", pieces.clone()), ("drawn", pieces)]
+        }
+    };
     let mut last = Vec::new();
-    for (kind, tasks, sampling) in
-        [("copying", COPYING, Sampling::greedy()), ("other text", OTHER, seeded)]
-    {
+    for ((kind, prompts), sampling) in groups.into_iter().zip([Sampling::greedy(), seeded]) {
         let mut ratios = Vec::new();
-        for (name, question, text) in tasks {
-            let content = format!("{question}\n\n{text}").trim_end().to_owned();
-            let message = Message { role: "user".to_owned(), content };
+        for (name, prompt) in &prompts {
             let request = Request {
-                prompt: chat_prompt(&model, &[message])?,
+                prompt: prompt.clone(),
                 max_tokens: args.tokens,
                 sampling: sampling.clone(),
                 experts: ExpertSet::all(model.decoder.experts()),
@@ -107,6 +123,30 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     }
     println!("lookup/without {}", last.join(", "));
     Ok(())
+}
+
+/// A prompt with its name.
+type Named = (String, Vec<u32>);
+
+fn asked(model: &Model, tasks: &[Task]) -> Result<Vec<Named>> {
+    let ask = |&(name, question, text): &Task| {
+        let content = format!("{question}\n\n{text}").trim_end().to_owned();
+        let message = Message { role: "user".to_owned(), content };
+        Ok((name.to_owned(), chat_prompt(model, &[message])?))
+    };
+    tasks.iter().map(ask).collect()
+}
+
+/// Pieces of a text, far from each other.
+fn pieces(model: &Model, path: &Path) -> Result<Vec<Named>> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let tokens = model.tokenizer.encode_plain(&text)?;
+    ensure!(tokens.len() >= PIECES * PIECE, "{}: the text is too short", path.display());
+    let piece = |index: usize| {
+        let from = index * (tokens.len() / PIECES);
+        (format!("piece {}", index + 1), tokens[from..from + PIECE].to_vec())
+    };
+    Ok((0..PIECES).map(piece).collect())
 }
 
 /// Runs the request with each engine in turn; gives the ratio of their speeds.
