@@ -20,10 +20,9 @@ const SPINS: u32 = 50_000;
 /// operations of this crate split their work into tasks by shape alone, so that results are the
 /// same, bit for bit, for any number of threads.
 ///
-/// On a machine whose memory belongs to several nodes of CPUs, the threads are bound to nodes, and
-/// those of each first claim the tasks of a share that is the same each time (decision 16).
+/// Each thread first claims the tasks of a share that is the same each time. On a machine whose memory
+/// belongs to several nodes of CPUs, the threads are bound to nodes (decision 16).
 pub struct Pool {
-    topology: Topology,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// One job at a time; callers on several threads take turns.
@@ -51,7 +50,7 @@ impl Pool {
     fn on(topology: &Topology, threads: usize) -> Self {
         let homes = topology.places(threads.max(1));
         let shared = Arc::new(Shared {
-            claims: Claims::new(topology.nodes(), &homes),
+            claims: Claims::new(&homes),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleepers: Mutex::new(0),
@@ -66,18 +65,12 @@ impl Pool {
                     .name(format!("kernel-{index}"))
                     .spawn(move || {
                         topology.bind(home);
-                        shared.work(home);
+                        shared.work(index);
                     })
                     .expect("the system can start a thread")
             })
             .collect();
-        Pool {
-            topology: topology.clone(),
-            shared,
-            workers,
-            turn: Mutex::new(0),
-            buffers: Buffers::default(),
-        }
+        Pool { shared, workers, turn: Mutex::new(0), buffers: Buffers::default() }
     }
 
     /// The caller's thread alone: for what a task does on its own.
@@ -125,8 +118,8 @@ impl Pool {
         if *shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
             shared.wake.notify_all();
         }
-        let home = self.topology.here();
-        while shared.run_one(home) {}
+        let mut done = turn.wrapping_sub(1);
+        while shared.run_one(0, &mut done) {}
         let mut spins = 0;
         while !shared.claims.finished() {
             relax(&mut spins);
@@ -172,8 +165,8 @@ impl Drop for Pool {
 
 impl Shared {
     /// Claims and runs one task; false if none is left.
-    fn run_one(&self, home: usize) -> bool {
-        let Some(claim) = self.claims.claim(home) else { return false };
+    fn run_one(&self, thread: usize, done: &mut u32) -> bool {
+        let Some(claim) = self.claims.claim(thread, done) else { return false };
         if catch_unwind(AssertUnwindSafe(|| claim.work()(claim.task))).is_err() {
             self.panicked.store(true, Ordering::Relaxed);
         }
@@ -181,10 +174,10 @@ impl Shared {
         true
     }
 
-    fn work(&self, home: usize) {
-        let mut spins = 0;
+    fn work(&self, thread: usize) {
+        let (mut spins, mut done) = (0, 0);
         while !self.stop.load(Ordering::Relaxed) {
-            if self.run_one(home) {
+            if self.run_one(thread, &mut done) {
                 spins = 0;
             } else if spins < SPINS {
                 spins += 1;
@@ -257,22 +250,21 @@ mod tests {
     }
 
     #[test]
-    fn threads_begin_with_the_share_of_their_node() {
+    fn threads_begin_with_shares_of_their_own() {
         for machine in machines() {
             let threads = 6;
             let pool = Pool::on(&machine, threads);
-            let homes = machine.places(threads);
             for _ in 0..20 {
                 // Nobody gets a second task before all have one.
                 let barrier = Barrier::new(threads);
-                let by = Mutex::new(vec![0; threads]);
+                let by = Mutex::new(vec![usize::MAX; threads]);
                 pool.run(threads, &|task| {
                     let thread = std::thread::current();
                     let worker = thread.name().and_then(|name| name.strip_prefix("kernel-"));
-                    by.lock().unwrap()[task] = homes[worker.map_or(0, |n| n.parse().unwrap())];
+                    by.lock().unwrap()[task] = worker.map_or(0, |index| index.parse().unwrap());
                     barrier.wait();
                 });
-                assert_eq!(by.into_inner().unwrap(), homes, "{machine:?}");
+                assert_eq!(by.into_inner().unwrap(), [0, 1, 2, 3, 4, 5], "{machine:?}");
             }
         }
     }

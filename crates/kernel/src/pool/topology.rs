@@ -60,19 +60,6 @@ impl Topology {
         (0..threads).map(|thread| of_cpus[thread * of_cpus.len() / threads]).collect()
     }
 
-    pub(crate) fn nodes(&self) -> usize {
-        self.nodes.len()
-    }
-
-    /// The node that the caller's thread runs on at this moment.
-    pub(crate) fn here(&self) -> usize {
-        if self.nodes.len() == 1 {
-            return 0;
-        }
-        let cpu = current_cpu();
-        self.nodes.iter().position(|cpus| cpus.binary_search(&cpu).is_ok()).unwrap_or(0)
-    }
-
     /// Keeps the caller's thread on the CPUs of a node, if there are several nodes. Only speed
     /// depends on it, so a refusal is nothing to report.
     pub(crate) fn bind(&self, node: usize) {
@@ -107,11 +94,6 @@ fn set_affinity(cpus: &[usize]) {
     let _ = rustix::thread::sched_setaffinity(None, &set);
 }
 
-#[cfg(target_os = "linux")]
-fn current_cpu() -> usize {
-    rustix::thread::sched_getcpu()
-}
-
 #[cfg(not(target_os = "linux"))]
 fn affinity() -> Option<Vec<usize>> {
     None
@@ -119,12 +101,6 @@ fn affinity() -> Option<Vec<usize>> {
 
 #[cfg(not(target_os = "linux"))]
 fn set_affinity(_: &[usize]) {}
-
-#[cfg(not(target_os = "linux"))]
-fn current_cpu() -> usize {
-    0
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -199,7 +175,7 @@ pub(crate) mod tests {
         std::thread::spawn(move || {
             topology.bind(0);
             assert_eq!(affinity().unwrap(), topology.nodes[0]);
-            assert_eq!((current_cpu(), topology.here()), (topology.nodes[0][0], 0));
+            assert_eq!(rustix::thread::sched_getcpu(), topology.nodes[0][0]);
         })
         .join()
         .unwrap();
