@@ -20,7 +20,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "batches")]
     model: Option<PathBuf>,
     /// JSON lines, each one step: a list of sequences of token ids [default: random tokens]
-    #[arg(long)]
+    #[arg(long, requires = "model")]
     batches: Option<PathBuf>,
     #[command(flatten)]
     shape: Shape,
