@@ -64,124 +64,124 @@ fn security() -> Value {
 fn posts() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     const JSON: &str = "application/json";
     const STREAM: &str = "text/event-stream";
-    let blocks = kinds(&["tool_use", "tool_result", "thinking"]);
-    let turns = messages(&["user", "assistant"], json!({"anyOf": [part(&["text"]), blocks]}));
-    let roles = ["system", "developer", "user", "assistant", "tool"];
-    let messages = messages(&roles, part(&["text", "input_text", "output_text"]));
-    let mut items = messages.clone();
-    let others = kinds(&["function_call", "function_call_output", "reasoning"]);
-    items["items"] = json!({"anyOf": [messages["items"], others]});
-    let prompt = json!({"oneOf": [
-        text(), list(text()), list(integer(0, None)), list(list(integer(0, None))),
-    ]});
-    let chat = object(
-        &["messages"],
-        [
-            sampling(),
-            vec![
-                ("messages", messages.clone()),
-                ("logprobs", flag()),
-                ("top_logprobs", integer(0, Some(MOST_LOGPROBS))),
-                ("reasoning_effort", text()),
-            ],
-            tools(),
-        ]
-        .concat(),
-    );
-    let completion = object(
-        &["prompt"],
-        [
-            sampling(),
-            vec![
-                ("prompt", prompt.clone()),
-                ("echo", flag()),
-                ("logprobs", integer(0, Some(MOST_LOGPROBS))),
-            ],
-        ]
-        .concat(),
-    );
-    let response = object(
-        &["input"],
-        [
-            one(),
-            vec![
-                ("input", json!({"oneOf": [text(), items]})),
-                ("instructions", text()),
-                ("max_output_tokens", integer(1, None)),
-                ("metadata", any_object()),
-                ("stream", flag()),
-                ("text", json!({"type": "object", "properties": {"format": any_object()}})),
-                ("reasoning", json!({"type": "object", "properties": {"effort": text()}})),
-            ],
-            tools(),
-        ]
-        .concat(),
-    );
-    let system = json!({"oneOf": [text(), list(part(&["text"]))]});
-    let message = object(
-        &["max_tokens", "messages"],
-        [
-            one(),
-            vec![
-                ("max_tokens", integer(1, None)),
-                ("messages", turns.clone()),
-                ("system", system.clone()),
-                ("stop_sequences", list(text())),
-                ("stream", flag()),
-                ("top_k", integer(-1, None)),
-                (
-                    "output_config",
-                    json!({"type": "object", "properties": {"format": any_object()}}),
-                ),
-                ("output_format", any_object()),
-            ],
-            told(),
-        ]
-        .concat(),
-    );
-    let count = object(
-        &["messages"],
-        [told(), vec![("model", text()), ("messages", turns), ("system", system)]].concat(),
-    );
-    let embedding = object(
-        &["input"],
-        [one(), vec![("input", prompt), ("encoding_format", json!({"enum": ["float", "base64"]}))]]
-            .concat(),
-    );
-    let tokenize = object(
-        &[],
-        vec![
-            ("model", text()),
-            ("content", text()),
-            ("prompt", text()),
-            ("messages", messages.clone()),
-            ("with_pieces", flag()),
-            ("return_token_strs", flag()),
-            ("tools", list(any_object())),
-        ],
-    );
-    let detokenize =
-        object(&["tokens"], vec![("model", text()), ("tokens", list(integer(0, None)))]);
-    let template = object(
-        &["messages"],
-        vec![
-            ("model", text()),
-            ("messages", messages),
-            ("add_generation_prompt", flag()),
-            ("tools", list(any_object())),
-        ],
-    );
     vec![
-        ("/v1/chat/completions", "Answers a conversation", STREAM, chat),
-        ("/v1/completions", "Goes on with texts, or scores them", STREAM, completion),
-        ("/v1/responses", "Answers a conversation, in the newer form", STREAM, response),
-        ("/v1/messages", "Answers a conversation, in Anthropic's form", STREAM, message),
-        ("/v1/messages/count_tokens", "Counts a conversation's tokens", JSON, count),
-        ("/v1/embeddings", "The mean of each text's hidden rows, of length 1", JSON, embedding),
-        ("/tokenize", "A text's or a conversation's tokens", JSON, tokenize),
-        ("/detokenize", "The text of tokens", JSON, detokenize),
-        ("/apply-template", "The text that a conversation becomes", JSON, template),
+        ("/v1/chat/completions", "Answers a conversation", STREAM, chat()),
+        ("/v1/completions", "Goes on with texts, or scores them", STREAM, completion()),
+        ("/v1/responses", "Answers a conversation, in the newer form", STREAM, response()),
+        ("/v1/messages", "Answers a conversation, in Anthropic's form", STREAM, message()),
+        ("/v1/messages/count_tokens", "Counts a conversation's tokens", JSON, count()),
+        ("/v1/embeddings", "The mean of each text's hidden rows, of length 1", JSON, embedding()),
+        ("/tokenize", "A text's or a conversation's tokens", JSON, tokenize()),
+        ("/detokenize", "The text of tokens", JSON, detokenize()),
+        ("/apply-template", "The text that a conversation becomes", JSON, template()),
     ]
+}
+
+fn chat() -> Value {
+    let own = vec![
+        ("messages", conversation()),
+        ("logprobs", flag()),
+        ("top_logprobs", integer(0, Some(MOST_LOGPROBS))),
+        ("reasoning_effort", text()),
+    ];
+    object(&["messages"], [sampling(), own, tools()].concat())
+}
+
+fn completion() -> Value {
+    let own =
+        vec![("prompt", prompt()), ("echo", flag()), ("logprobs", integer(0, Some(MOST_LOGPROBS)))];
+    object(&["prompt"], [sampling(), own].concat())
+}
+
+fn response() -> Value {
+    let mut items = conversation();
+    let others = kinds(&["function_call", "function_call_output", "reasoning"]);
+    items["items"] = json!({"anyOf": [items["items"], others]});
+    let own = vec![
+        ("input", json!({"oneOf": [text(), items]})),
+        ("instructions", text()),
+        ("max_output_tokens", integer(1, None)),
+        ("metadata", any_object()),
+        ("stream", flag()),
+        ("text", json!({"type": "object", "properties": {"format": any_object()}})),
+        ("reasoning", json!({"type": "object", "properties": {"effort": text()}})),
+    ];
+    object(&["input"], [one(), own, tools()].concat())
+}
+
+fn message() -> Value {
+    let form = json!({"type": "object", "properties": {"format": any_object()}});
+    let own = vec![
+        ("max_tokens", integer(1, None)),
+        ("messages", turns()),
+        ("system", system()),
+        ("stop_sequences", list(text())),
+        ("stream", flag()),
+        ("top_k", integer(-1, None)),
+        ("output_config", form),
+        ("output_format", any_object()),
+    ];
+    object(&["max_tokens", "messages"], [one(), own, told()].concat())
+}
+
+fn count() -> Value {
+    let own = vec![("model", text()), ("messages", turns()), ("system", system())];
+    object(&["messages"], [told(), own].concat())
+}
+
+fn embedding() -> Value {
+    let own = vec![("input", prompt()), ("encoding_format", json!({"enum": ["float", "base64"]}))];
+    object(&["input"], [one(), own].concat())
+}
+
+fn tokenize() -> Value {
+    let own = vec![
+        ("model", text()),
+        ("content", text()),
+        ("prompt", text()),
+        ("messages", conversation()),
+        ("with_pieces", flag()),
+        ("return_token_strs", flag()),
+        ("tools", list(any_object())),
+    ];
+    object(&[], own)
+}
+
+fn detokenize() -> Value {
+    object(&["tokens"], vec![("model", text()), ("tokens", list(integer(0, None)))])
+}
+
+fn template() -> Value {
+    let own = vec![
+        ("model", text()),
+        ("messages", conversation()),
+        ("add_generation_prompt", flag()),
+        ("tools", list(any_object())),
+    ];
+    object(&["messages"], own)
+}
+
+/// A text, or tokens, or several of either.
+fn prompt() -> Value {
+    json!({"oneOf": [
+        text(), list(text()), list(integer(0, None)), list(list(integer(0, None))),
+    ]})
+}
+
+/// A conversation as OpenAI's APIs have it.
+fn conversation() -> Value {
+    let roles = ["system", "developer", "user", "assistant", "tool"];
+    messages(&roles, part(&["text", "input_text", "output_text"]))
+}
+
+/// A conversation as Anthropic's API has it, and what stands before it.
+fn turns() -> Value {
+    let blocks = kinds(&["tool_use", "tool_result", "thinking"]);
+    messages(&["user", "assistant"], json!({"anyOf": [part(&["text"]), blocks]}))
+}
+
+fn system() -> Value {
+    json!({"oneOf": [text(), list(part(&["text"]))]})
 }
 
 /// At least one message.
