@@ -11,7 +11,7 @@ mod training;
 mod update;
 
 pub use balance::Balance;
-pub use flops::flops;
+pub use flops::Flops;
 pub(crate) use learned::{How, Learned, Parts, Place, parts_of};
 pub use ledger::{Ledger, all_states, available, held};
 pub use run::{Job, Progress, Summary};

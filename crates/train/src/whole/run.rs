@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::balance::Balance;
 use super::step::Trainer;
-use super::{Training, flops};
+use super::{Flops, Training};
 use crate::events::Scalars;
 use crate::metrics::Metrics;
 use crate::schedule::{Curve, Packing, Plan};
@@ -30,7 +30,7 @@ pub struct Progress {
     /// Tokens of the step.
     pub tokens: usize,
     pub seconds: f32,
-    /// Multiply-adds of the step, counted as two: see [`flops`].
+    /// Multiply-adds of the step, counted as two: see [`Flops`].
     #[serde(default)]
     pub flops: f64,
     /// None in a dense model.
@@ -109,6 +109,7 @@ pub(crate) fn run(
     let mut metrics =
         Metrics::<Progress>::resume(folder, trainer.learned.step(), SystemTime::now())?;
     let (mut saved, steps) = (Instant::now(), plan.steps.len());
+    let flops = Flops::of(job.config);
     while trainer.learned.step() < steps {
         let started = Instant::now();
         let at = trainer.learned.step();
@@ -128,7 +129,7 @@ pub(crate) fn run(
             learning_rate,
             tokens: batch.iter().map(|sample| sample.tokens.len()).sum(),
             seconds: started.elapsed().as_secs_f32(),
-            flops: flops(job.config, batch.iter().map(|sample| sample.tokens.len())),
+            flops: flops.step(batch.iter().map(|sample| sample.tokens.len())),
             balance: figures.balance,
         };
         metrics.push(line.clone())?;

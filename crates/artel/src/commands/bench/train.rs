@@ -107,7 +107,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let tokens = tokens(&subject.steps[0]);
     let rate = tokens as f64 / median(&mut times[2..]);
     let lengths = subject.steps[0].iter().map(|sample| sample.tokens.len());
-    let flops = whole::flops(&subject.config, lengths) * rate / tokens as f64;
+    let flops = whole::Flops::of(&subject.config).step(lengths) * rate / tokens as f64;
     let peak = kernel::peak(&pool, kernel);
     let peak = peak.map_or_else(String::new, |peak| {
         format!(" of {:.0}, {:.3} of the peak", peak / 1e9, flops / peak)
