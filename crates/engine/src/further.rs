@@ -91,64 +91,56 @@ impl Wanting<'_> {
     fn goes_on(&self) -> bool {
         self.draft.len() < self.room.min(self.further.most)
     }
+
+    /// The last `count` tokens, for the block to read; of the draft, if it has begun.
+    fn input(&mut self, count: usize) -> Input<'_> {
+        let tokens = if self.draft.is_empty() { self.tokens } else { self.draft.as_slice() };
+        let tokens = &tokens[tokens.len() - count..];
+        Input { tokens, cache: &mut self.further.cache, experts: ExpertSet::NONE }
+    }
 }
 
 /// Gives each of them a draft.
 pub(crate) fn draft(decoder: &Decoder, pool: &Pool, mut all: Vec<Wanting>) {
-    let width = decoder.config().hidden;
-    let lengths: Vec<usize> = all.iter().map(|one| one.further.rows.len() / width).collect();
+    let (width, vocab) = (decoder.config().hidden, decoder.config().vocab);
     let mut hidden = Vec::new();
+    // With the tokens that the block reads next.
+    let mut going: Vec<(&mut Wanting, usize)> = Vec::new();
     for one in &mut all {
         one.further.idle = 0;
+        let waiting = one.further.rows.len() / width;
         hidden.append(&mut one.further.rows);
+        going.push((one, waiting));
     }
-    let mut inputs: Vec<Input> = all
-        .iter_mut()
-        .zip(&lengths)
-        .map(|(one, length)| Input {
-            tokens: &one.tokens[one.tokens.len() - length..],
-            cache: &mut one.further.cache,
-            experts: ExpertSet::NONE,
-        })
-        .collect();
-    let rows = decoder.further(pool, &mut inputs, &hidden);
-    drop(inputs);
-    let read: Vec<usize> = all.iter().map(|one| one.further.cache.len()).collect();
-    let mut ends = 0;
-    let last = lengths.iter().flat_map(|length| {
-        ends += length;
-        &rows[(ends - 1) * width..ends * width]
-    });
-    let mut last: Vec<f32> = last.copied().collect();
-    let mut going: Vec<&mut Wanting> = all.iter_mut().collect();
     while !going.is_empty() {
-        let vocab = decoder.config().vocab;
-        let logits = decoder.logits(pool, &last);
-        for (one, logits) in going.iter_mut().zip(logits.chunks_exact(vocab)) {
-            one.draft.push(likeliest(logits));
-        }
-        let rows = last.chunks_exact(width);
-        let kept = going.into_iter().zip(rows).filter(|(one, _)| one.goes_on());
-        let (some, rows): (Vec<_>, Vec<_>) = kept.unzip();
-        going = some;
-        if going.is_empty() {
-            break;
-        }
-        let hidden = rows.concat();
-        let mut inputs: Vec<Input> = going
-            .iter_mut()
-            .map(|one| Input {
-                tokens: &one.draft[one.draft.len() - 1..],
-                cache: &mut one.further.cache,
-                experts: ExpertSet::NONE,
-            })
-            .collect();
+        let mut inputs: Vec<Input> =
+            going.iter_mut().map(|(one, count)| one.input(*count)).collect();
         let rows = decoder.further(pool, &mut inputs, &hidden);
-        last = rows;
+        let mut end = 0;
+        let last = going.iter().flat_map(|(_, count)| {
+            end += count;
+            &rows[(end - 1) * width..end * width]
+        });
+        let last: Vec<f32> = last.copied().collect();
+        let logits = decoder.logits(pool, &last);
+        let each = logits.chunks_exact(vocab).zip(last.chunks_exact(width));
+        let mut still = Vec::new();
+        hidden.clear();
+        for ((one, _), (logits, row)) in going.into_iter().zip(each) {
+            one.draft.push(likeliest(logits));
+            if one.goes_on() {
+                // Its own last row, in place of the model's.
+                hidden.extend_from_slice(row);
+                still.push((one, 1));
+            }
+        }
+        going = still;
     }
-    // What was drafted is read again with its own hidden rows, where it was right.
-    for (one, read) in all.iter_mut().zip(read) {
-        one.further.cache.truncate(read);
+    // What was drafted is read again with its own hidden rows, where it was right. The block has not
+    // read the last token.
+    for one in &mut all {
+        let cache = &mut one.further.cache;
+        cache.truncate(cache.len() - (one.draft.len() - 1));
     }
 }
 

@@ -137,13 +137,14 @@ impl Sequence {
         self.pending.request.experts
     }
 
-    /// The tokens of the next step: the token drawn last and the draft of what follows, or the next
-    /// part of the prompt, about `most`, which may be none where more must be read at once.
-    pub(crate) fn step_tokens(&mut self, most: usize) -> Vec<u32> {
-        if self.is_reading() {
-            let rest = &self.pending.request.prompt[self.read..];
-            return rest[..cut(rest.len(), most)].to_vec();
-        }
+    /// The next part of the prompt, about `most` tokens, or none where more must be read at once.
+    pub(crate) fn part_to_read(&self, most: usize) -> Vec<u32> {
+        let rest = &self.pending.request.prompt[self.read..];
+        rest[..cut(rest.len(), most)].to_vec()
+    }
+
+    /// The token drawn last and the draft of what follows.
+    pub(crate) fn newest(&self) -> Vec<u32> {
         [&self.tokens[self.tokens.len() - 1..], &self.draft].concat()
     }
 

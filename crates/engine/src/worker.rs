@@ -184,7 +184,7 @@ fn step(shared: &Shared, pool: &Pool, batch: &mut Batch) {
     let mut chosen = match again.front_mut().filter(|_| running.is_empty()) {
         Some(answer) => {
             answer.catch_up(ledger);
-            let tokens = answer.step_tokens(READ_AGAIN);
+            let tokens = answer.part_to_read(READ_AGAIN);
             vec![(answer, tokens)]
         }
         None => choose(running, ledger, *steps, load),
@@ -216,10 +216,11 @@ fn step(shared: &Shared, pool: &Pool, batch: &mut Batch) {
 
 /// Gives all that write a draft, where they find one.
 fn draft(model: &Model, pool: &Pool, running: &mut [Sequence]) {
-    let writers = running.iter().filter(|sequence| !sequence.is_reading()).count();
-    let each = (DRAFT_ROWS / writers.max(1)).max(1);
-    let writing = running.iter_mut().filter(|sequence| !sequence.is_reading());
-    let wanting: Vec<Wanting> = writing.filter_map(|sequence| sequence.look_up(each)).collect();
+    let writing: Vec<&mut Sequence> =
+        running.iter_mut().filter(|sequence| !sequence.is_reading()).collect();
+    let each = (DRAFT_ROWS / writing.len().max(1)).max(1);
+    let wanting = writing.into_iter().filter_map(|sequence| sequence.look_up(each));
+    let wanting: Vec<Wanting> = wanting.collect();
     if !wanting.is_empty() {
         further::draft(&model.decoder, pool, wanting);
     }
@@ -239,7 +240,7 @@ fn choose<'a>(
     let mut chosen: Vec<_> = writers
         .into_iter()
         .map(|sequence| {
-            let tokens = sequence.step_tokens(0);
+            let tokens = sequence.newest();
             // Others wait for a draft's rows as they do for a prompt's.
             room -= tokens.len() - 1;
             (sequence, tokens)
@@ -255,7 +256,7 @@ fn choose<'a>(
             break;
         }
         load.reused_tokens += sequence.catch_up(ledger) as u64;
-        let tokens = sequence.step_tokens(room);
+        let tokens = sequence.part_to_read(room);
         if !tokens.is_empty() {
             room = room.saturating_sub(tokens.len());
             load.read_tokens += tokens.len() as u64;

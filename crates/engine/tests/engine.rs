@@ -142,6 +142,24 @@ fn all_at_once(engine: &Engine, requests: &[Request]) -> impl Iterator<Item = Co
     threads.into_iter().map(|thread| thread.join().unwrap())
 }
 
+/// Checks that an engine answers as expected, alone and among others; gives its load when nothing runs
+/// any more.
+fn check_answers(
+    engine: &Engine,
+    requests: &[Request],
+    expected: &[Completion],
+    what: &str,
+) -> Load {
+    for (request, expected) in requests.iter().zip(expected) {
+        let found = engine.generate(request.clone()).unwrap();
+        assert_eq!(drafts::all(&found), drafts::all(expected), "{what}: {request:?}");
+    }
+    for (found, expected) in all_at_once(engine, requests).zip(expected) {
+        assert_eq!(drafts::all(&found), drafts::all(expected), "{what}, among others");
+    }
+    settled(engine)
+}
+
 #[test]
 fn a_request_gets_the_same_bits_alone_and_among_others() {
     let requests = mixed_requests();

@@ -4,7 +4,7 @@ use engine::{Completion, Engine, Finish, Limits, Request, Sampling};
 use kernel::Pool;
 use model::ExpertSet;
 
-use crate::{all_at_once, everything, request, settled, tiny};
+use crate::{check_answers, everything, request, settled, tiny};
 
 fn start(lookup: usize) -> Engine {
     Engine::start(tiny::model(), Pool::new(2), Limits { lookup, ..Limits::default() })
@@ -74,14 +74,7 @@ fn answers_are_the_same_with_drafts_and_without() {
     assert_eq!(plain.load().drafted_tokens, 0);
     for lookup in [1, 3, 16] {
         let engine = start(lookup);
-        for (request, expected) in requests.iter().zip(&expected) {
-            let found = engine.generate(request.clone()).unwrap();
-            assert_eq!(all(&found), all(expected), "{lookup}: {request:?}");
-        }
-        for (found, expected) in all_at_once(&engine, &requests).zip(&expected) {
-            assert_eq!(all(&found), all(expected), "{lookup}, among others");
-        }
-        let load = settled(&engine);
+        let load = check_answers(&engine, &requests, &expected, &lookup.to_string());
         let (drafted, right) = (load.drafted_tokens, load.accepted_tokens);
         assert!(right > 100 && right < drafted, "{lookup}: {right} of {drafted} were right");
         // Written are the tokens and the marks of their ends.

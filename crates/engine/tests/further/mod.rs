@@ -7,8 +7,7 @@ use engine::{Completion, Engine, Limits, Request, Sampling};
 use kernel::{Pool, Precision};
 use model::{Decoder, Model, Purpose, Source, Weights};
 
-use crate::drafts::all;
-use crate::{all_at_once, settled};
+use crate::{check_answers, settled};
 
 /// A small random model whose layers add little to the embedding, so that both it and its block mostly
 /// repeat a token.
@@ -92,15 +91,8 @@ fn answers_are_the_same_with_the_block_and_without() {
     let expected: Vec<Completion> =
         requests.iter().map(|request| plain.generate(request.clone()).unwrap()).collect();
     for (mtp, lookup) in [(1, 0), (4, 0), (2, 16)] {
-        let engine = start(mtp, lookup);
-        for (request, expected) in requests.iter().zip(&expected) {
-            let found = engine.generate(request.clone()).unwrap();
-            assert_eq!(all(&found), all(expected), "{mtp} and {lookup}: {request:?}");
-        }
-        for (found, expected) in all_at_once(&engine, &requests).zip(&expected) {
-            assert_eq!(all(&found), all(expected), "{mtp} and {lookup}, among others");
-        }
-        let load = settled(&engine);
+        let (engine, what) = (start(mtp, lookup), format!("{mtp} and {lookup}"));
+        let load = check_answers(&engine, &requests, &expected, &what);
         let (drafted, right) = (load.drafted_tokens, load.accepted_tokens);
         assert!(
             right > 40 && right < drafted,
