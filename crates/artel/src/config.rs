@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use model::KvFormat;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Hint;
@@ -148,12 +149,21 @@ impl Default for Serve {
     }
 }
 
-/// How the server keeps keys and values.
+/// How the server and `artel chat` keep keys and values.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum KvType {
     F32,
     F16,
+}
+
+impl KvType {
+    pub(crate) fn format(self) -> KvFormat {
+        match self {
+            KvType::F32 => KvFormat::F32,
+            KvType::F16 => KvFormat::F16,
+        }
+    }
 }
 
 impl Serve {

@@ -37,7 +37,8 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let model = load(&model_folder(&config, args.model.as_deref())?)?;
     let names = expert_names(&model);
     let experts = permitted(&names, args.experts.as_deref())?;
-    let limits = Limits { answers: Answers::ReadAgain, ..Limits::default() };
+    let kv_format = config.serve.kv_type.format();
+    let limits = Limits { answers: Answers::ReadAgain, kv_format, ..Limits::default() };
     let engine = Engine::start(Arc::new(model), setup.pool(), limits);
     if std::io::stdin().is_terminal() {
         eprintln!("Experts: {}. An empty line or Ctrl-D ends it.", list(&names, experts));

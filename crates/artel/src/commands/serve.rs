@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use engine::{Answers, Engine, Limits};
-use model::{KvFormat, Model};
+use model::Model;
 use serve::{Key, Options, Tls};
 use store::{Kind, Workspace};
 
 use super::chat::{load, model_folder};
 use super::eval::expert_names;
 use crate::Setup;
-use crate::config::{KvType, Serve};
+use crate::config::Serve;
 use crate::failure::Hint;
 
 #[derive(clap::Args)]
@@ -47,10 +47,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         mtp: config.mtp,
         answers: Answers::ReadAgain,
         kv_bytes: config.kv_mb << 20,
-        kv_format: match config.kv_type {
-            KvType::F32 => KvFormat::F32,
-            KvType::F16 => KvFormat::F16,
-        },
+        kv_format: config.kv_type.format(),
         ..Limits::default()
     };
     eprintln!("{}", memory(&model, limits));

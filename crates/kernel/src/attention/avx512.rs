@@ -78,21 +78,23 @@ pub(super) unsafe fn scores(
 ) {
     for (page, keys) in part.keys.iter().enumerate() {
         let at = page * TOKENS;
+        let next = *part.keys.get(page + 1).unwrap_or(&part.values[0]);
         // SAFETY: passed on from the caller; a page's keys are `[dim, TOKENS]`.
         unsafe {
             match *keys {
                 KvPart::F32(keys) => {
-                    for_heads!(heads, page_scores<_>(keys, query, dim, part.scale, scores, at));
+                    for_heads!(heads, page_scores<_>(keys, query, dim, part.scale, scores, at, next));
                 }
                 KvPart::F16(keys) => {
-                    for_heads!(heads, page_scores<_>(keys, query, dim, part.scale, scores, at));
+                    for_heads!(heads, page_scores<_>(keys, query, dim, part.scale, scores, at, next));
                 }
             }
         }
     }
 }
 
-/// The scores of one page, for `HEADS` heads.
+/// The scores of one page, for `HEADS` heads. `next` is the page that is read after it: it lies elsewhere,
+/// and the processor does not foresee where.
 #[inline(always)]
 unsafe fn page_scores<T: Stored, const HEADS: usize>(
     keys: &[T],
@@ -101,6 +103,7 @@ unsafe fn page_scores<T: Stored, const HEADS: usize>(
     scale: f32,
     scores: &mut Weights,
     at: usize,
+    next: KvPart,
 ) {
     // SAFETY: `checked_heads` holds: the page has `dim` columns of TOKENS keys, `dim` is even, the
     // query `HEADS` rows of `dim`, and the scores room for the page.
@@ -108,6 +111,7 @@ unsafe fn page_scores<T: Stored, const HEADS: usize>(
         // Two sums for each register of tokens, of even and odd columns: one would wait for itself.
         let mut sums = [[[_mm512_setzero_ps(); 2]; 2]; HEADS];
         for pair in 0..dim / 2 {
+            next.prefetch(2 * pair * TOKENS..2 * (pair + 1) * TOKENS);
             for odd in 0..2 {
                 let column = keys.as_ptr().add((2 * pair + odd) * TOKENS);
                 let keys = [T::load(column), T::load(column.add(LANES))];
@@ -174,12 +178,13 @@ unsafe fn strip<const N: usize, const HEADS: usize>(
         for (page, values) in part.values.iter().enumerate() {
             let first = page * TOKENS;
             let tokens = part.seen.start.max(first)..part.seen.end.min(first + TOKENS);
+            let next = part.values.get(page + 1).copied();
             match *values {
                 KvPart::F32(values) => {
-                    page_values(values, tokens, first, weights, dim, column, &mut sums);
+                    page_values(values, tokens, first, weights, (dim, column), &mut sums, next);
                 }
                 KvPart::F16(values) => {
-                    page_values(values, tokens, first, weights, dim, column, &mut sums);
+                    page_values(values, tokens, first, weights, (dim, column), &mut sums, next);
                 }
             }
         }
@@ -192,19 +197,24 @@ unsafe fn strip<const N: usize, const HEADS: usize>(
     }
 }
 
-/// Adds the values of one page, whose first token is `first` of the part.
+/// Adds the values of one page, whose first token is `first` of the part. `next` as in
+/// [`page_scores`].
 #[inline(always)]
 unsafe fn page_values<T: Stored, const N: usize, const HEADS: usize>(
     values: &[T],
     tokens: std::ops::Range<usize>,
     first: usize,
     weights: &Weights,
-    dim: usize,
-    column: usize,
+    (dim, column): (usize, usize),
     sums: &mut [[__m512; N]; HEADS],
+    next: Option<KvPart>,
 ) {
     let mut kept = *sums;
     for token in tokens {
+        if let Some(next) = next {
+            let at = (token - first) * dim + column;
+            next.prefetch(at..at + N * LANES);
+        }
         // SAFETY: as in `strip`; the token is one of the page's.
         unsafe {
             let row = values.as_ptr().add((token - first) * dim + column);

@@ -1,5 +1,6 @@
 use std::ops::Range;
 
+use crate::cpu::prefetch;
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
@@ -79,6 +80,15 @@ impl<'a> KvPart<'a> {
         match self {
             KvPart::F32(values) => KvPart::F32(&values[range]),
             KvPart::F16(values) => KvPart::F16(&values[range]),
+        }
+    }
+
+    /// Asks for values that are read soon.
+    #[inline(always)]
+    pub(super) fn prefetch(self, range: Range<usize>) {
+        match self {
+            KvPart::F32(values) => prefetch(&values[range]),
+            KvPart::F16(values) => prefetch(&values[range]),
         }
     }
 

@@ -2,7 +2,6 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use kernel::Readable;
-use model::KvCache;
 
 use super::{median, subject};
 use crate::Setup;
@@ -29,7 +28,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let weights = subject.model.decoder.bytes_of_a_token() as f64;
     let memory = Readable::new(args.memory << 20);
     let prompt = subject.prompt(TURN)?;
-    let mut cache = KvCache::new(subject.model.config());
+    let mut cache = subject.cache();
     let (mut decode, mut read) = (Vec::new(), Vec::new());
     for _ in 0..args.rounds {
         let first = subject.read(&prompt, &mut cache);

@@ -1,5 +1,4 @@
 use anyhow::{Result, ensure};
-use model::KvCache;
 
 use super::{median, subject};
 use crate::Setup;
@@ -24,7 +23,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let subject = args.subject.load(setup.pool())?;
     eprintln!("{}", subject.describe(args.subject.path()));
     let prompt = subject.prompt(args.prompt)?;
-    let mut cache = KvCache::new(subject.model.config());
+    let mut cache = subject.cache();
     let first = subject.read(&prompt, &mut cache);
     let room = subject.model.config().context - prompt.len();
     ensure!(args.tokens <= room, "--tokens is {}: the context has room for {room}", args.tokens);

@@ -1,7 +1,6 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use model::KvCache;
 
 use super::{median, subject};
 use crate::Setup;
@@ -23,7 +22,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let subject = args.subject.load(setup.pool())?;
     eprintln!("{}", subject.describe(args.subject.path()));
     let prompt = subject.prompt(args.prompt)?;
-    let mut cache = KvCache::new(subject.model.config());
+    let mut cache = subject.cache();
     // Once before, so that memory is there.
     subject.read(&prompt, &mut cache);
     let mut seconds: Vec<f64> = (0..args.rounds)

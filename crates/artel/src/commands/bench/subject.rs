@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use kernel::logits::largest;
 use kernel::{Pool, Precision};
-use model::{ExpertSet, Input, KvCache, Model, Purpose};
+use model::{ExpertSet, Input, KvCache, KvFormat, Model, Purpose};
 
 /// What is measured, the same in all benchmarks of a model.
 #[derive(clap::Args)]
@@ -21,19 +21,29 @@ pub(super) struct SubjectArgs {
 pub(super) struct Subject {
     pub(super) model: Model,
     pool: Pool,
+    kv_format: KvFormat,
 }
 
 impl SubjectArgs {
     pub(super) fn load(&self, pool: Pool) -> Result<Subject> {
-        let purpose = if self.exact { Purpose::Inference } else { Purpose::Generation };
+        // As `artel eval` keeps them, and `artel serve`.
+        let (purpose, kv_format) = match self.exact {
+            true => (Purpose::Inference, KvFormat::F32),
+            false => (Purpose::Generation, KvFormat::F16),
+        };
         let model = Model::load_for(purpose, &self.model, Precision::best())?;
-        Ok(Subject { model, pool })
+        Ok(Subject { model, pool, kv_format })
     }
 }
 
 impl Subject {
     pub(super) fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Keys and values of no tokens yet.
+    pub(super) fn cache(&self) -> KvCache {
+        KvCache::in_format(self.model.config(), self.kv_format)
     }
 
     /// Tokens of some text, always the same: what they are does not change the work.
