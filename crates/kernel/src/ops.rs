@@ -2,12 +2,14 @@
 //!
 //! All matrices are row-major; rows are tokens.
 
+mod adamw;
 mod columns;
 mod norm;
 
 use crate::Pool;
 use crate::cpu::multiversion;
 
+pub use adamw::{AdamW, adamw, adamw_in_bytes, bytes_of_means};
 pub use columns::{add_bias, column_sums, scale_columns};
 pub use norm::{
     HeadRows, rms_norm, rms_norm_backward, rms_norm_heads, rms_norm_heads_backward, rms_norm_lanes,
@@ -302,73 +304,6 @@ fn squares(x: &[f32]) -> f32 {
 }
 }
 
-/// The constants of one AdamW step.
-///
-/// **Source**: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2.
-#[derive(Clone, Copy, Debug)]
-pub struct AdamW {
-    pub learning_rate: f32,
-    pub beta1: f32,
-    pub beta2: f32,
-    pub eps: f32,
-    pub weight_decay: f32,
-    /// The step's number, from 1, for bias correction.
-    pub step: u32,
-    /// The gradient is multiplied by this first: clipping by the global norm.
-    pub gradient_scale: f32,
-}
-
-/// One step on `parameters`, with the running means of the gradient and of its square.
-///
-/// **Shapes**: all of one length.
-pub fn adamw(
-    pool: &Pool,
-    parameters: &mut [f32],
-    gradients: &[f32],
-    mean: &mut [f32],
-    square: &mut [f32],
-    step: AdamW,
-) {
-    let len = parameters.len();
-    assert!(gradients.len() == len && mean.len() == len && square.len() == len);
-    let (mean, square) =
-        (crate::pool::SendPtr(mean.as_mut_ptr()), crate::pool::SendPtr(square.as_mut_ptr()));
-    pool.pieces(parameters, TASK_VALUES, |index, piece| {
-        let at = index * TASK_VALUES;
-        // SAFETY: the same piece of each array, of the same length; pieces do not overlap.
-        let (mean, square) = unsafe {
-            (
-                std::slice::from_raw_parts_mut(mean.get().add(at), piece.len()),
-                std::slice::from_raw_parts_mut(square.get().add(at), piece.len()),
-            )
-        };
-        adamw_piece(piece, &gradients[at..at + piece.len()], mean, square, step);
-    });
-}
-
-multiversion! {
-fn adamw_piece(
-    parameters: &mut [f32],
-    gradients: &[f32],
-    mean: &mut [f32],
-    square: &mut [f32],
-    step: AdamW,
-) {
-    let correct1 = 1.0 / (1.0 - step.beta1.powi(step.step as i32));
-    let correct2 = 1.0 / (1.0 - step.beta2.powi(step.step as i32));
-    let keep = 1.0 - step.learning_rate * step.weight_decay;
-    let len = parameters.len();
-    let (gradients, mean, square) = (&gradients[..len], &mut mean[..len], &mut square[..len]);
-    for i in 0..len {
-        let g = gradients[i] * step.gradient_scale;
-        mean[i] = step.beta1 * mean[i] + (1.0 - step.beta1) * g;
-        square[i] = step.beta2 * square[i] + (1.0 - step.beta2) * g * g;
-        let denominator = (square[i] * correct2).sqrt() + step.eps;
-        parameters[i] = parameters[i] * keep - step.learning_rate * mean[i] * correct1 / denominator;
-    }
-}
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -454,25 +389,5 @@ mod tests {
             weighted(&y, &dy)
         });
         close(&dx, &expected, 2e-3);
-    }
-
-    #[test]
-    fn adamw_follows_the_formula() {
-        let pool = Pool::new(1);
-        let (mut p, mut m, mut v) = (vec![1.0], vec![0.0], vec![0.0]);
-        let step = AdamW {
-            learning_rate: 0.1,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            weight_decay: 0.5,
-            step: 1,
-            gradient_scale: 0.5,
-        };
-        adamw(&pool, &mut p, &[4.0], &mut m, &mut v, step);
-        // The first step moves by the learning rate, after the decay of lr · wd = 5 %.
-        close(&p, &[0.95 - 0.1], 1e-6);
-        close(&m, &[0.2], 1e-6);
-        close(&v, &[0.04], 1e-6);
     }
 }

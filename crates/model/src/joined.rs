@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ExpertLayer, ExpertWeights, tensor_file};
@@ -94,7 +95,7 @@ impl ExpertWeights {
         let sizes = Sizes { width: self.width, hidden: self.hidden, layers: self.layers.len() };
         let text = serde_json::to_string(&sizes).expect("plain data");
         let tensors = self.tensors().map(|(name, shape, values)| {
-            (name, shape.to_vec(), bytemuck::cast_slice(values.as_slice()))
+            (name, Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values.as_slice()))
         });
         tensor_file::write(path, Some((METADATA, text)), tensors)
     }

@@ -28,7 +28,7 @@ pub use importance::Importance;
 pub use joined::{JOINED_FILE, Joined, JoinedExpert};
 pub use source::Source;
 pub use template::{ChatTemplate, Message};
-pub use tensor_file::NamedTensors;
+pub use tensor_file::{NamedTensors, NamedValues, Values};
 pub use tokenizer::Tokenizer;
 pub use write::{Export, Mix, Quantise, StoredTensor, Tensors};
 

@@ -1,4 +1,4 @@
-//! Safetensors files of our own: f32, written whole or not at all.
+//! Safetensors files of our own, written whole or not at all.
 
 use std::collections::HashMap;
 use std::fs;
@@ -32,7 +32,12 @@ impl NamedTensors {
     pub fn write_file(&self, path: &Path) -> Result<(), Error> {
         let tensors = self.0.iter();
         let tensors = tensors.map(|(info, values)| {
-            (info.name.clone(), info.shape.clone(), bytemuck::cast_slice(values.as_slice()))
+            (
+                info.name.clone(),
+                Dtype::F32,
+                info.shape.clone(),
+                bytemuck::cast_slice(values.as_slice()),
+            )
         });
         write(path, Some(("format", "pt".into())), tensors)
     }
@@ -56,15 +61,61 @@ impl NamedTensors {
     }
 }
 
-/// Writes tensors, name and shape and bytes of each, with one entry of metadata: the order of
+/// The values of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
+    F32(Vec<f32>),
+    U8(Vec<u8>),
+}
+
+/// Tensors under names of their own, some of which are bytes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NamedValues(pub Vec<(String, Values)>);
+
+impl NamedValues {
+    /// As [`NamedTensors::write_file`], each as one row.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_file(&self, path: &Path) -> Result<(), Error> {
+        let tensors = self.0.iter().map(|(name, values)| match values {
+            Values::F32(values) => {
+                (name.clone(), Dtype::F32, vec![values.len()], bytemuck::cast_slice(values))
+            }
+            Values::U8(bytes) => (name.clone(), Dtype::U8, vec![bytes.len()], bytes.as_slice()),
+        });
+        write(path, None, tensors)
+    }
+
+    /// Reads these tensors, which have their names and lengths already.
+    ///
+    /// # Errors
+    /// As [`NamedTensors::read_file`].
+    pub fn read_file(&mut self, path: &Path) -> Result<(), Error> {
+        let map = map(path)?;
+        let file = parse(path, &map)?;
+        for (name, values) in &mut self.0 {
+            match values {
+                Values::F32(values) => *values = floats(path, &file, name, &[values.len()])?,
+                Values::U8(bytes) => {
+                    let found = tensor(path, &file, name, Dtype::U8, &[bytes.len()])?;
+                    bytes.copy_from_slice(found);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes tensors, name and type and shape and bytes of each, with one entry of metadata: the order of
 /// several would differ from run to run, and with it the file.
 pub(crate) fn write<'a>(
     path: &Path,
     metadata: Option<(&str, String)>,
-    tensors: impl Iterator<Item = (String, Vec<usize>, &'a [u8])>,
+    tensors: impl Iterator<Item = (String, Dtype, Vec<usize>, &'a [u8])>,
 ) -> Result<(), Error> {
-    let views = tensors.map(|(name, shape, bytes)| {
-        let view = TensorView::new(Dtype::F32, shape, bytes).expect("the bytes fit the shape");
+    let views = tensors.map(|(name, dtype, shape, bytes)| {
+        let view = TensorView::new(dtype, shape, bytes).expect("the bytes fit the shape");
         (name, view)
     });
     let metadata = metadata.map(|(key, text)| HashMap::from([(key.to_string(), text)]));
@@ -106,15 +157,30 @@ pub(crate) fn floats(
     name: &str,
     shape: &[usize],
 ) -> Result<Vec<f32>, Error> {
+    let bytes = tensor(path, file, name, Dtype::F32, shape)?;
+    Ok(bytemuck::pod_collect_to_vec::<u8, f32>(bytes))
+}
+
+/// The bytes of a tensor of this type and shape.
+///
+/// # Errors
+/// [`Error::NoTensor`] or [`Error::Shape`].
+fn tensor<'a>(
+    path: &Path,
+    file: &SafeTensors<'a>,
+    name: &str,
+    dtype: Dtype,
+    shape: &[usize],
+) -> Result<&'a [u8], Error> {
     let Ok(view) = file.tensor(name) else {
         return Err(Error::NoTensor { path: path.into(), name: name.into() });
     };
-    if view.shape() != shape || view.dtype() != Dtype::F32 {
+    if view.shape() != shape || view.dtype() != dtype {
         let (path, name) = (path.into(), name.into());
         let (found, expected) = (view.shape().to_vec(), shape.to_vec());
         return Err(Error::Shape { path, name, found, expected });
     }
-    Ok(bytemuck::pod_collect_to_vec::<u8, f32>(view.data()))
+    Ok(view.data())
 }
 
 pub(crate) fn malformed(path: &Path, problem: String) -> Error {

@@ -1,39 +1,36 @@
-//! The state of a training run: the weights and the optimisers' running means.
+//! The state of a training run: the weights and what the optimiser remembers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
 
-/// `W` is what is trained: an expert, or a whole model.
-pub(crate) struct State<W> {
+/// `W` is what is trained: an expert, or a whole model. `M` is what the optimiser remembers of its
+/// gradients.
+pub(crate) struct State<W, M> {
     /// Steps done.
     pub(crate) step: usize,
     pub(crate) weights: W,
-    /// Running mean of the gradient; Muon's momentum.
-    pub(crate) mean: W,
-    /// Running mean of its square; zero where Muon moves the weights.
-    pub(crate) square: W,
+    pub(crate) means: M,
 }
 
 const PREFIX: &str = "checkpoint-";
 
-impl<W> State<W> {
-    /// Writes `folder/checkpoint-STEP`, whole or not at all, and removes older ones.
+impl<W, M> State<W, M> {
+    /// Writes `folder/checkpoint-STEP`, whole or not at all, and removes older ones; `write` puts the
+    /// files into the folder that it is given.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`], on a full disk for instance; older checkpoints stay.
     pub(crate) fn save(
         &self,
         folder: &Path,
-        write: impl Fn(&W, &Path) -> Result<(), model::Error>,
+        write: impl FnOnce(&Path) -> Result<(), model::Error>,
     ) -> Result<(), Error> {
         let temporary = folder.join("checkpoint.tmp");
         remove(&temporary)?;
         fs::create_dir_all(&temporary).map_err(|e| io("create", &temporary, e))?;
-        for (name, part) in self.parts() {
-            write(part, &temporary.join(name))?;
-        }
+        write(&temporary)?;
         let target = folder.join(format!("{PREFIX}{}", self.step));
         remove(&target)?;
         fs::rename(&temporary, &target).map_err(|e| io("move", &target, e))?;
@@ -51,24 +48,11 @@ impl<W> State<W> {
     /// [`Error::Model`] if it cannot be read.
     pub(crate) fn resume(
         folder: &Path,
-        read: impl Fn(&Path) -> Result<W, model::Error>,
+        read: impl FnOnce(&Path) -> Result<(W, M), model::Error>,
     ) -> Result<Option<Self>, Error> {
         let Some((step, path)) = find(folder).into_iter().max() else { return Ok(None) };
-        let read = |name: &str| read(&path.join(name));
-        Ok(Some(State {
-            step,
-            weights: read("weights.safetensors")?,
-            mean: read("mean.safetensors")?,
-            square: read("square.safetensors")?,
-        }))
-    }
-
-    fn parts(&self) -> [(&'static str, &W); 3] {
-        [
-            ("weights.safetensors", &self.weights),
-            ("mean.safetensors", &self.mean),
-            ("square.safetensors", &self.square),
-        ]
+        let (weights, means) = read(&path)?;
+        Ok(Some(State { step, weights, means }))
     }
 }
 

@@ -111,7 +111,7 @@ pub fn train_expert(
         progress(&line);
         if saved.elapsed() >= Duration::from_secs(options.checkpoint_seconds) {
             metrics.sync()?;
-            run.state.save(folder, ExpertWeights::write)?;
+            run.save()?;
             saved = Instant::now();
         }
     }
@@ -134,12 +134,29 @@ fn packing(options: &Options) -> Packing {
     }
 }
 
+/// The running means of the gradient, Muon's momentum, and of its square, which is zero where Muon moves
+/// the weights.
+struct Means {
+    mean: ExpertWeights,
+    square: ExpertWeights,
+}
+
+const WEIGHTS: &str = "weights.safetensors";
+const MEAN: &str = "mean.safetensors";
+const SQUARE: &str = "square.safetensors";
+
+/// A checkpoint's files.
+fn read(folder: &Path) -> Result<(ExpertWeights, Means), model::Error> {
+    let read = |name: &str| ExpertWeights::read(&folder.join(name));
+    Ok((read(WEIGHTS)?, Means { mean: read(MEAN)?, square: read(SQUARE)? }))
+}
+
 fn begin(
     folder: &Path,
     decoder: &Decoder,
     options: &Options,
-) -> Result<State<ExpertWeights>, Error> {
-    if let Some(state) = State::resume(folder, ExpertWeights::read)? {
+) -> Result<State<ExpertWeights, Means>, Error> {
+    if let Some(state) = State::resume(folder, read)? {
         return Ok(state);
     }
     let config = decoder.config();
@@ -148,7 +165,7 @@ fn begin(
         || ExpertWeights::zeros(config.layers, first..config.layers, config.hidden, options.width);
     let mut weights = zeros();
     initialise(&mut weights, decoder, options.seed);
-    Ok(State { step: 0, weights, mean: zeros(), square: zeros() })
+    Ok(State { step: 0, weights, means: Means { mean: zeros(), square: zeros() } })
 }
 
 /// The deviation of a neuron's input before its activation, at the start.
@@ -177,7 +194,7 @@ struct Run<'a> {
     pool: &'a Pool,
     options: &'a Options,
     plan: Plan,
-    state: State<ExpertWeights>,
+    state: State<ExpertWeights, Means>,
     /// Memory for the gradients of a step.
     gradients: ExpertWeights,
 }
@@ -201,7 +218,7 @@ impl Run<'_> {
         let learning_rate = curve.rate(self.state.step, self.plan.steps.len());
         let Losses { material: loss, kl } = losses;
         if ![loss, kl.unwrap_or(0.0), norm].iter().all(|figure| figure.is_finite()) {
-            self.state.save(self.folder, ExpertWeights::write)?;
+            self.save()?;
             return Err(Error::NotFinite {
                 step: self.state.step + 1,
                 learning_rate: self.options.learning_rate,
@@ -223,6 +240,14 @@ impl Run<'_> {
         })
     }
 
+    fn save(&self) -> Result<(), Error> {
+        let State { weights, means, .. } = &self.state;
+        self.state.save(self.folder, |folder| {
+            let files = [(WEIGHTS, weights), (MEAN, &means.mean), (SQUARE, &means.square)];
+            files.iter().try_for_each(|(name, part)| part.write(&folder.join(name)))
+        })
+    }
+
     fn update(&mut self, norm: f32, learning_rate: f32) {
         let options = self.options;
         let adamw = AdamW {
@@ -235,8 +260,9 @@ impl Run<'_> {
             gradient_scale: gradient_scale(options.clip, norm),
         };
         let router = AdamW { learning_rate: options.router_rate * learning_rate, ..adamw };
-        let states = self.state.mean.tensors_mut().zip(self.state.square.tensors_mut());
-        let tensors = self.gradients.tensors().zip(self.state.weights.tensors_mut()).zip(states);
+        let Means { mean, square } = &mut self.state.means;
+        let means = mean.tensors_mut().zip(square.tensors_mut());
+        let tensors = self.gradients.tensors().zip(self.state.weights.tensors_mut()).zip(means);
         let mut matrices = Vec::new();
         for (((name, [rows, _], gradient), weights), (mean, square)) in tensors {
             if name.ends_with("router") {

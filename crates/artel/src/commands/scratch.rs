@@ -98,7 +98,8 @@ pub(crate) fn stage(stages: &Stages, draft: &mut Draft) -> Result<BTreeMap<Strin
         samples: &samples,
     };
     let pool = stages.pool();
-    let needs = (&config, &options.training(), whole::all_states(&config));
+    let training = options.training();
+    let needs = (&config, &training, whole::all_states(&config, &training));
     let otherwise = "make the model smaller (hidden, layers, experts, vocab in [scratch]), or raise \
                      memory_mb if there is more memory";
     let ledger = checked_memory(&label, needs, &pool, (options.memory_mb, otherwise))?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use bytemuck::cast_slice;
+use safetensors::Dtype;
 
 use crate::{Config, Error, Source, TensorInfo, tensor_file};
 
@@ -107,7 +108,8 @@ impl Weights {
     /// [`Error::Io`] on a full disk, for instance.
     pub fn write_file(&self, config: &Config, path: &Path) -> Result<(), Error> {
         let tensors = self.tensors(config).into_iter();
-        let tensors = tensors.map(|(info, values)| (info.name, info.shape, cast_slice(values)));
+        let tensors =
+            tensors.map(|(info, values)| (info.name, Dtype::F32, info.shape, cast_slice(values)));
         tensor_file::write(path, None, tensors)
     }
 

@@ -6,6 +6,8 @@ mod options;
 pub use initial::initial;
 pub use options::Options;
 
+use std::path::Path;
+
 use kernel::{Pool, Precision};
 use model::{Tokenizer, Weights};
 use rand::SeedableRng;
@@ -36,7 +38,9 @@ pub fn train(
 ) -> Result<Summary, Error> {
     options.check()?;
     let (config, training) = (job.config, options.training());
-    let mut trainer = match State::resume(job.folder, |path| Weights::read_file(config, path))? {
+    let read = |path: &Path| Weights::read_file(config, path);
+    let state = State::resume_files(job.folder, &config.tensors(), &training, read)?;
+    let mut trainer = match state {
         Some(state) => Trainer::of(pool, config, precision, &training, Learned::All(state)),
         None => Trainer::new(pool, config, precision, &training, initial(config, options.seed)),
     };

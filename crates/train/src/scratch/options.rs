@@ -2,7 +2,7 @@ use model::{Config, Family, HeadNorms, Rope, Routing, Scales};
 use serde::{Deserialize, Serialize};
 
 use crate::options::refuse;
-use crate::whole::Training;
+use crate::whole::{Training, is_full};
 use crate::{Error, Optimizer, Shape};
 
 /// A model to train from scratch, and how.
@@ -56,6 +56,9 @@ pub struct Options {
     /// Keeps each layer's input alone and computes the layer again on the way back: less memory, a
     /// quarter to a third more time, the same weights.
     pub recompute: bool,
+    /// Bits of a value of the optimiser's running means: 32, or 8 of the matrices that AdamW moves.
+    #[serde(skip_serializing_if = "is_full")]
+    pub state_bits: u32,
     /// Most memory that training may take, MiB; 0 for what the machine has free.
     pub memory_mb: u64,
     /// Seconds between checkpoints.
@@ -90,6 +93,7 @@ impl Default for Options {
             batch_tokens: 4096,
             micro_batch_tokens: 4096,
             recompute: false,
+            state_bits: 32,
             memory_mb: 0,
             checkpoint_seconds: 60,
             seed: 1,
@@ -203,6 +207,7 @@ impl Options {
             batch_tokens: self.batch_tokens,
             micro_batch_tokens: self.micro_batch_tokens,
             recompute: self.recompute,
+            state_bits: self.state_bits,
             balance_rate: self.balance_rate,
             sequence_balance: self.sequence_balance,
             mtp: self.mtp,

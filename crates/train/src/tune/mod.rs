@@ -6,8 +6,10 @@ mod experts;
 mod file;
 mod options;
 
+use std::path::Path;
+
 use kernel::{Pool, Precision};
-use model::{Config, NamedTensors, Weights};
+use model::{Config, NamedTensors, TensorInfo, Weights};
 
 pub(crate) use adapter::Adapter;
 pub use adapter::{ADAPTER_FOLDER, replay};
@@ -17,12 +19,9 @@ use crate::Error;
 use crate::checkpoint::{self, State};
 use crate::metrics::Metrics;
 use crate::options::refuse;
-use crate::whole::{self, How, Job, Learned, Parts, Progress, Summary, Trainer};
+use crate::whole::{self, How, Job, Learned, Parts, Progress, Summary, Trainer, Training};
 use experts::{Chosen, EXPERTS_FILE};
 
-/// Of the weights that are trained, in the memory of training: they, their two running means, and a
-/// copy of what they are for the model.
-const OWN_BYTES: u64 = 16;
 /// Of each weight: it and its gradient.
 const BYTES: u64 = 8;
 
@@ -31,28 +30,29 @@ const BYTES: u64 = 8;
 /// # Errors
 /// [`Error::Option`] if the model has not what the options ask for.
 pub fn states(config: &Config, options: &Options) -> Result<u64, Error> {
-    let tensors = config.tensors();
+    let (tensors, training) = (config.tensors(), &options.training());
     let all: u64 = tensors.iter().map(|info| info.len() as u64).sum();
     // While the base is read, and the model written, its largest tensor is there some times more.
     let reading = 12 * tensors.iter().map(|info| info.len() as u64).max().unwrap_or(0);
     Ok(reading
         + match options.method {
-            Method::Full => whole::all_states(config),
+            Method::Full => whole::states_of(&tensors, training),
             Method::Lora => {
                 let targets = adapter::targets_of(&tensors, options)?;
                 let shapes = adapter::shapes(&tensors, &targets, options.rank);
-                let own: u64 = shapes.iter().map(|info| info.len() as u64).sum();
+                let own = whole::states_of(&shapes, training);
                 let base: u64 = targets.iter().map(|&target| tensors[target].len() as u64).sum();
                 let largest = targets.iter().map(|&target| tensors[target].len() as u64).max();
-                BYTES * all + OWN_BYTES * own + 4 * base + 4 * largest.unwrap_or(0)
+                BYTES * all + own + 4 * base + 4 * largest.unwrap_or(0)
             }
             Method::Experts => {
                 let routing = routing(config)?;
                 // Those with the highest scores have at least their share of them.
-                let most = (f64::from(options.share) * routing.experts as f64).ceil() as u64;
-                let expert = (3 * routing.width * config.hidden) as u64;
-                let layers = (config.layers - routing.dense_layers) as u64;
-                BYTES * all + OWN_BYTES * most * expert * layers
+                let most = (f64::from(options.share) * routing.experts as f64).ceil() as usize;
+                let layers = config.layers - routing.dense_layers;
+                let shape = vec![most * layers, 3 * routing.width, config.hidden];
+                let own = TensorInfo { name: "experts".into(), shape };
+                BYTES * all + whole::states_of(&[own], training)
             }
         })
 }
@@ -93,7 +93,7 @@ pub fn tune(
         return refuse("sequence_tokens", options.sequence_tokens.to_string(), &expected);
     }
     let learned = match options.method {
-        Method::Full => all(job, weights)?,
+        Method::Full => all(job, weights, &options.training())?,
         Method::Lora => adapted(job, weights, options, pool)?,
         Method::Experts => some_experts(job, weights, options, pool, precision)?,
     };
@@ -110,12 +110,11 @@ pub fn tune(
     Ok(whole::summary(job, &trainer, &metrics, alarms(&metrics)))
 }
 
-fn all(job: &Job, weights: Weights) -> Result<Learned, Error> {
-    let config = job.config;
-    let state = State::resume(job.folder, |path| Weights::read_file(config, path))?;
-    let zeros = || Weights::zeros(config);
-    let new = |weights| State { step: 0, weights, mean: zeros(), square: zeros() };
-    Ok(Learned::All(state.unwrap_or_else(|| new(weights))))
+fn all(job: &Job, weights: Weights, training: &Training) -> Result<Learned, Error> {
+    let (config, tensors) = (job.config, job.config.tensors());
+    let read = |path: &Path| Weights::read_file(config, path);
+    let state = State::resume_files(job.folder, &tensors, training, read)?;
+    Ok(Learned::All(state.unwrap_or_else(|| State::new(weights, &tensors, training))))
 }
 
 fn adapted(job: &Job, weights: Weights, options: &Options, pool: &Pool) -> Result<Learned, Error> {
@@ -124,7 +123,7 @@ fn adapted(job: &Job, weights: Weights, options: &Options, pool: &Pool) -> Resul
     let shapes = adapter::shapes(&tensors, &targets, options.rank);
     let adapter = Adapter::new(&weights, job.config, &targets, options.scale());
     let own = adapter::initial(shapes, options.seed);
-    parts(job, pool, weights, How::Adapter(adapter), own)
+    parts(job, pool, (weights, How::Adapter(adapter)), own, &options.training())
 }
 
 fn some_experts(
@@ -149,22 +148,21 @@ fn some_experts(
     tracing::info!("{} experts are tuned", chosen.count());
     let (infos, places) = chosen.places(config);
     let own = experts::initial(&weights, config, infos, &places);
-    parts(job, pool, weights, How::Places(places), own)
+    parts(job, pool, (weights, How::Places(places)), own, &options.training())
 }
 
 /// What is trained of or beside the weights: as a checkpoint has it, or `own`.
 fn parts(
     job: &Job,
     pool: &Pool,
-    weights: Weights,
-    how: How,
+    (weights, how): (Weights, How),
     own: NamedTensors,
+    training: &Training,
 ) -> Result<Learned, Error> {
-    let infos = || own.0.iter().map(|(info, _)| info.clone());
-    let state = State::resume(job.folder, |path| NamedTensors::read_file(path, infos()))?;
-    let zeros = || NamedTensors::zeros(infos());
-    let (mean, square) = (zeros(), zeros());
-    let state = state.unwrap_or(State { step: 0, weights: own, mean, square });
+    let tensors: Vec<TensorInfo> = own.0.iter().map(|(info, _)| info.clone()).collect();
+    let read = |path: &Path| NamedTensors::read_file(path, tensors.clone());
+    let state = State::resume_files(job.folder, &tensors, training, read)?;
+    let state = state.unwrap_or_else(|| State::new(own, &tensors, training));
     let mut parts = Parts { weights, state, how };
     parts.apply(pool, job.config);
     Ok(Learned::Some(parts))

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::options::{check_shares, refuse};
-use crate::whole::Training;
+use crate::whole::{Training, is_full};
 use crate::{Error, Optimizer, Reading, Shape};
 
 /// What of a model is tuned.
@@ -73,6 +73,9 @@ pub struct Options {
     /// Keeps each layer's input alone and computes the layer again on the way back: less memory, a
     /// quarter to a third more time, the same weights.
     pub recompute: bool,
+    /// Bits of a value of the optimiser's running means: 32, or 8 of the matrices that AdamW moves.
+    #[serde(skip_serializing_if = "is_full")]
+    pub state_bits: u32,
     /// Most memory that training may take, MiB; 0 for what the machine has free.
     pub memory_mb: u64,
     /// Seconds between checkpoints.
@@ -103,6 +106,7 @@ impl Default for Options {
             batch_tokens: 1024,
             micro_batch_tokens: 1024,
             recompute: false,
+            state_bits: 32,
             memory_mb: 0,
             checkpoint_seconds: 60,
             seed: 1,
@@ -154,6 +158,7 @@ impl Options {
             batch_tokens: self.batch_tokens,
             micro_batch_tokens: self.micro_batch_tokens,
             recompute: self.recompute,
+            state_bits: self.state_bits,
             balance_rate: 0.0,
             sequence_balance: 0.0,
             mtp: 0.0,

@@ -6,15 +6,15 @@ use std::path::Path;
 use kernel::Pool;
 use model::{Config, NamedTensors, Weights};
 
-use super::Training;
-use super::update::{self, Moved};
+use super::update;
+use super::{Means, Training};
 use crate::Error;
 use crate::checkpoint::State;
 use crate::tune::Adapter;
 
 /// What training moves.
 pub(crate) enum Learned {
-    All(State<Weights>),
+    All(State<Weights, Means>),
     Some(Parts),
 }
 
@@ -22,7 +22,7 @@ pub(crate) enum Learned {
 pub(crate) struct Parts {
     /// What the model multiplies.
     pub(crate) weights: Weights,
-    pub(crate) state: State<NamedTensors>,
+    pub(crate) state: State<NamedTensors, Means>,
     pub(crate) how: How,
 }
 
@@ -99,8 +99,7 @@ impl Learned {
     pub(crate) fn ask_for_huge_pages(&self) {
         self.weights().ask_for_huge_pages();
         if let Learned::All(state) = self {
-            state.mean.ask_for_huge_pages();
-            state.square.ask_for_huge_pages();
+            state.means.ask_for_huge_pages();
         }
     }
 
@@ -109,9 +108,9 @@ impl Learned {
     pub(crate) fn save(&self, folder: &Path, config: &Config) -> Result<(), Error> {
         match self {
             Learned::All(state) => {
-                state.save(folder, |weights, path| weights.write_file(config, path))
+                state.save_files(folder, |weights, path| weights.write_file(config, path))
             }
-            Learned::Some(parts) => parts.state.save(folder, NamedTensors::write_file),
+            Learned::Some(parts) => parts.state.save_files(folder, NamedTensors::write_file),
         }
     }
 
@@ -125,18 +124,14 @@ impl Learned {
         gradients: &Weights,
         learning_rate: f32,
     ) -> f32 {
-        let optimizer = training.optimizer;
         match self {
             Learned::All(state) => {
-                let means = state.mean.tensors_mut(config).into_iter();
-                let states = means.zip(state.square.tensors_mut(config));
-                let weights = state.weights.tensors_mut(config).into_iter();
-                let moved = weights.zip(gradients.tensors(config)).zip(states);
-                let moved =
-                    moved.map(|(((info, weights), (_, gradient)), ((_, mean), (_, square)))| {
-                        Moved::new(&info, optimizer, [weights, mean, square], gradient)
-                    });
-                update::update(pool, training, moved.collect(), &mut state.step, learning_rate)
+                let tensors = state.weights.tensors_mut(config).into_iter();
+                let tensors = tensors.zip(gradients.tensors(config));
+                let tensors =
+                    tensors.map(|((info, weights), (_, gradient))| (info, weights, gradient));
+                let moved = update::moved(tensors, &mut state.means, training);
+                update::update(pool, training, moved, &mut state.step, learning_rate)
             }
             Learned::Some(parts) => parts.update(pool, config, training, gradients, learning_rate),
         }
@@ -161,13 +156,10 @@ impl Parts {
             How::Places(places) => parts_of(gradients, config, places).collect(),
             How::Adapter(_) => own.0.iter().map(|(_, values)| values.as_slice()).collect(),
         };
-        let states = state.mean.0.iter_mut().zip(&mut state.square.0);
-        let moved = state.weights.0.iter_mut().zip(gradients).zip(states);
-        let moved = moved.map(|(((info, weights), gradient), ((_, mean), (_, square)))| {
-            Moved::new(info, training.optimizer, [weights, mean, square], gradient)
-        });
-        let steps = &mut state.step;
-        let norm = update::update(pool, training, moved.collect(), steps, learning_rate);
+        let tensors = state.weights.0.iter_mut().zip(gradients);
+        let tensors = tensors.map(|((info, weights), gradient)| (&*info, &mut **weights, gradient));
+        let moved = update::moved(tensors, &mut state.means, training);
+        let norm = update::update(pool, training, moved, &mut state.step, learning_rate);
         if norm.is_finite() {
             self.apply(pool, config);
         }

@@ -3,9 +3,9 @@
 //! **Units**: bytes.
 
 use kernel::Precision;
-use model::{Config, HeadNorms};
+use model::{Config, HeadNorms, TensorInfo};
 
-use super::Training;
+use super::{Means, Training};
 use crate::head::{self, GRADIENT_VALUES};
 use crate::{Error, Optimizer};
 
@@ -14,8 +14,7 @@ use crate::{Error, Optimizer};
 pub struct Ledger {
     /// What the process holds before: documents, samples, the tokenizer.
     pub held: u64,
-    /// Weights, gradients and the optimiser's two running means, in f32: of all weights, or of what
-    /// is trained.
+    /// Weights, gradients and the optimiser's running means: of all weights, or of what is trained.
     pub states: u64,
     /// The weights as products read them, forward and backward.
     pub laid_out: u64,
@@ -96,8 +95,14 @@ impl std::fmt::Display for Ledger {
 }
 
 /// What all weights of such a model take with their gradients and running means.
-pub fn all_states(config: &Config) -> u64 {
-    16 * config.tensors().iter().map(|info| info.len() as u64).sum::<u64>()
+pub fn all_states(config: &Config, training: &Training) -> u64 {
+    states_of(&config.tensors(), training)
+}
+
+/// What these weights take with as many values beside them, and their running means.
+pub(crate) fn states_of(tensors: &[TensorInfo], training: &Training) -> u64 {
+    let values: u64 = tensors.iter().map(|info| info.len() as u64).sum();
+    8 * values + Means::bytes(tensors, training)
 }
 
 /// The lengths that buffers have.
@@ -256,8 +261,9 @@ mod tests {
 
     fn ledger(options: &Options) -> Ledger {
         let config = options.config(1000, None, vec![]);
-        let held = [100 << 20, all_states(&config)];
-        Ledger::predict(&config, &options.training(), Precision::Bf16, 2, held)
+        let training = options.training();
+        let held = [100 << 20, all_states(&config, &training)];
+        Ledger::predict(&config, &training, Precision::Bf16, 2, held)
     }
 
     #[test]

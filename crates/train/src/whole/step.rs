@@ -41,8 +41,7 @@ impl Trainer {
         training: &Training,
         weights: Weights,
     ) -> Self {
-        let zeros = || Weights::zeros(config);
-        let state = State { step: 0, weights, mean: zeros(), square: zeros() };
+        let state = State::new(weights, &config.tensors(), training);
         Trainer::of(pool, config, precision, training, Learned::All(state))
     }
 

@@ -25,9 +25,16 @@ pub struct Training {
     pub sequence_balance: f32,
     /// Weight of the loss of the token after the next, in models with a block for it.
     pub mtp: f32,
+    /// Bits of a value of the running means: 32, or 8 of matrices that AdamW moves.
+    pub state_bits: u32,
     /// Seconds between checkpoints.
     pub checkpoint_seconds: u64,
     pub seed: u64,
+}
+
+/// What is usual is no part of a recipe.
+pub(crate) fn is_full(state_bits: &u32) -> bool {
+    *state_bits == 32
 }
 
 impl Training {
@@ -44,6 +51,9 @@ impl Training {
         if self.batch_tokens < longest {
             let value = format!("{} with {name} {longest}", self.batch_tokens);
             return refuse("batch_tokens", value, "a step must hold a sequence");
+        }
+        if ![8, 32].contains(&self.state_bits) {
+            return refuse("state_bits", self.state_bits.to_string(), "use 32, or 8");
         }
         check_learning_rate(self.learning_rate, "3e-3")?;
         let shares = [

@@ -76,12 +76,13 @@ fn lines(folder: &Path) -> Vec<Progress> {
 
 #[test]
 fn a_model_is_trained_and_can_be_loaded() {
-    for (experts, optimizer, schedule) in [
-        (0, Optimizer::Muon, Shape::Wsd),
-        (4, Optimizer::Muon, Shape::Cosine),
-        (4, Optimizer::AdamW, Shape::Wsd),
+    for (experts, optimizer, schedule, state_bits) in [
+        (0, Optimizer::Muon, Shape::Wsd, 32),
+        (4, Optimizer::Muon, Shape::Cosine, 8),
+        (4, Optimizer::AdamW, Shape::Wsd, 32),
+        (4, Optimizer::AdamW, Shape::Wsd, 8),
     ] {
-        let options = Options { optimizer, schedule, ..options(experts) };
+        let options = Options { optimizer, schedule, state_bits, ..options(experts) };
         let folder = tempfile::tempdir().unwrap();
         let summary = run(folder.path(), 2, Precision::best(), &options, 0).unwrap();
         let lines = lines(folder.path());
@@ -131,9 +132,15 @@ fn a_block_learns_the_token_after_the_next() {
 
 #[test]
 fn a_stopped_run_continues_to_the_same_bits_on_any_number_of_threads() {
-    let runs = [(4, Optimizer::Muon, 0.0), (4, Optimizer::Muon, 0.3), (0, Optimizer::AdamW, 0.0)];
-    for (experts, optimizer, mtp) in runs {
-        let options = Options { optimizer, mtp, passes: 2, ..options(experts) };
+    let adamw = Options { optimizer: Optimizer::AdamW, ..options(0) };
+    let runs = [
+        options(4),
+        Options { mtp: 0.3, ..options(4) },
+        adamw.clone(),
+        Options { state_bits: 8, ..adamw },
+    ];
+    for options in runs {
+        let options = Options { passes: 2, ..options };
         let whole = tempfile::tempdir().unwrap();
         run(whole.path(), 1, Precision::best(), &options, 0).unwrap();
         let stopped = tempfile::tempdir().unwrap();
@@ -222,6 +229,7 @@ fn what_cannot_work_is_refused_with_the_value() {
     insta::assert_snapshot!(refused(Options { top_k: 5, ..options(4) }), @"option top_k is 5 of 4 experts; use at least 1, and no more than there are");
     insta::assert_snapshot!(refused(Options { width: 12, ..options(4) }), @"option expert_width is 8 beside a width of 12; it must be even, and divide the width");
     insta::assert_snapshot!(refused(Options { batch_tokens: 8, ..options(0) }), @"option batch_tokens is 8 with context 48; a step must hold a sequence");
+    insta::assert_snapshot!(refused(Options { state_bits: 16, ..options(0) }), @"option state_bits is 16; use 32, or 8");
     insta::assert_snapshot!(refused(Options { mtp: 0.3, ..options(0) }), @"option mtp is 0.3; no layout for dense models has the block; use experts, or 0");
     let none = sequences(&base().tokenizer().unwrap(), &[], None, &options(0));
     insta::assert_snapshot!(none.unwrap_err(), @"nothing to learn from: 0 texts; add documents, or run `artel synth` again");

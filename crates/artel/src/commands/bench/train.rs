@@ -74,6 +74,9 @@ struct Shape {
     /// Keep each layer's input alone and compute it again on the way back
     #[arg(long)]
     recompute: bool,
+    /// Bits of a value of the optimiser's running means: 32 or 8
+    #[arg(long, default_value_t = 32)]
+    state_bits: u32,
 }
 
 /// Tokens of the random model's vocabulary.
@@ -183,6 +186,7 @@ impl Shape {
             batch_tokens: all,
             micro_batch_tokens: self.micro_batch_tokens.unwrap_or(all),
             recompute: self.recompute,
+            state_bits: self.state_bits,
             ..options()
         };
         options.check()?;
@@ -217,8 +221,9 @@ impl Subject {
 
     fn ledger(&self, pool: &Pool, precision: Precision) -> Ledger {
         let [_, held] = whole::held().unwrap_or_default();
-        let held = [held, whole::all_states(&self.config)];
-        Ledger::predict(&self.config, &self.options.training(), precision, pool.threads(), held)
+        let training = self.options.training();
+        let held = [held, whole::all_states(&self.config, &training)];
+        Ledger::predict(&self.config, &training, precision, pool.threads(), held)
     }
 
     fn trainer(&self, pool: &Pool, precision: Precision) -> Trainer {
