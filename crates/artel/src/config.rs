@@ -103,6 +103,9 @@ pub(crate) struct Eval {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Serve {
     pub listen: SocketAddr,
+    /// Most memory for weights, keys and values, in units of 2^20 bytes; 0 for what is free. Experts of the
+    /// model's own that go beyond are read from a file when they are needed.
+    pub memory_mb: usize,
     /// Memory for keys and values of running requests and kept prompts, in units of 2^20 bytes.
     pub kv_mb: usize,
     pub kv_type: KvType,
@@ -132,6 +135,7 @@ impl Default for Serve {
         let (limits, requests) = (engine::Limits::default(), serve::Limits::default());
         Serve {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            memory_mb: 0,
             kv_mb: limits.kv_bytes >> 20,
             kv_type: KvType::F16,
             running: limits.running,
@@ -167,6 +171,15 @@ impl KvType {
 }
 
 impl Serve {
+    /// Bytes of memory for weights: what there is without keys and values.
+    pub(crate) fn weights_memory(&self) -> u64 {
+        let all = match self.memory_mb {
+            0 => kernel::available_memory().unwrap_or(u64::MAX),
+            mb => (mb as u64) << 20,
+        };
+        all.saturating_sub((self.kv_mb as u64) << 20)
+    }
+
     fn check(&self) -> Result<()> {
         let whole = |seconds: u64| usize::try_from(seconds).unwrap_or(usize::MAX);
         for (name, value) in [

@@ -1,3 +1,6 @@
+use std::fs;
+use std::path::Path;
+
 /// Asks the allocator to keep freed memory for the next step instead of giving it back.
 ///
 /// A training step frees and takes hundreds of megabytes; each time they would come back page by
@@ -51,4 +54,82 @@ pub fn huge_pages<T>(values: &[T]) {
     }
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
     let _ = values;
+}
+
+/// Bytes of memory that this process can still take, where the system says so: what is free or only holds
+/// content of files, on the machine and within the limits of the control groups that it runs in.
+pub fn available_memory() -> Option<u64> {
+    let machine = value(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? << 10;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(machine.min(room(Path::new("/sys/fs/cgroup"), &groups).unwrap_or(u64::MAX)))
+}
+
+/// What the control groups leave, which `/proc/self/cgroup` names in the form `groups`. In a container
+/// a group's path may begin outside, but the container's own group is then at the root.
+fn room(root: &Path, groups: &str) -> Option<u64> {
+    let room_of = |line: &str| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let (root, limit, used) = match controllers {
+            "" => (root.to_path_buf(), "memory.max", "memory.current"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes")
+            }
+            _ => return None,
+        };
+        // Each group is within those above.
+        let groups = Path::new(path).ancestors();
+        let rooms = groups.filter_map(|group| {
+            let folder = root.join(group.strip_prefix("/").ok()?);
+            let number = |name: &str| -> Option<u64> {
+                fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
+            };
+            let limit = number(limit)?;
+            let of_files = fs::read_to_string(folder.join("memory.stat")).ok();
+            let of_files = of_files.and_then(|text| value(&text, "inactive_file ")).unwrap_or(0);
+            Some(limit.saturating_sub(number(used)?.saturating_sub(of_files)))
+        });
+        rooms.min()
+    };
+    groups.lines().filter_map(room_of).min()
+}
+
+/// The number behind a key at the beginning of a line.
+fn value(text: &str, key: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_groups_limit_what_is_available() {
+        assert!(available_memory().is_none_or(|bytes| bytes > 0));
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let found = |groups: &str| room(root.path(), groups);
+        assert_eq!(found(""), None);
+        write("memory.max", "max\n");
+        write("memory.current", "5\n");
+        assert_eq!(found("0::/a/b\n"), None);
+        // A group with a limit, in one with a lower one.
+        write("a/b/memory.max", "1000\n");
+        write("a/b/memory.current", "300\n");
+        write("a/memory.max", "800\n");
+        write("a/memory.current", "500\n");
+        write("a/memory.stat", "anon 100\ninactive_file 150\n");
+        assert_eq!(found("0::/a/b\n"), Some(450));
+        assert_eq!(found("0::/a/elsewhere\n"), Some(450));
+        // The older form.
+        write("memory/memory.limit_in_bytes", "400\n");
+        write("memory/memory.usage_in_bytes", "100\n");
+        let older = "5:cpu,cpuacct:/x\n4:memory:/docker/x\n0::/a\n";
+        assert_eq!(found(older), Some(300));
+    }
 }

@@ -83,12 +83,25 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_for(purpose: Purpose, path: &Path, precision: Precision) -> Result<Self, Error> {
+        Self::load_within(purpose, path, precision, u64::MAX)
+    }
+
+    /// As [`Model::load_for`], with weights in so many bytes of memory: see [`Decoder::load_within`].
+    ///
+    /// # Errors
+    /// As [`Decoder::load_within`].
+    pub fn load_within(
+        purpose: Purpose,
+        path: &Path,
+        precision: Precision,
+        memory: u64,
+    ) -> Result<Self, Error> {
         let joined = Joined::read(path)?;
         let base = joined.as_ref().map_or(path.to_path_buf(), |j| path.join(&j.base));
         let source = Source::open(&base)?;
         let mut model = Model {
             name: path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
-            decoder: Decoder::load(&source, precision, purpose)?,
+            decoder: Decoder::load_within(&source, precision, purpose, memory)?,
             tokenizer: source.tokenizer()?,
             template: source.template()?,
         };

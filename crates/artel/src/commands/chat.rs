@@ -34,7 +34,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let config = setup.config()?;
-    let model = load(&model_folder(&config, args.model.as_deref())?)?;
+    let folder = model_folder(&config, args.model.as_deref())?;
+    let model = load(&folder, config.serve.weights_memory())?;
     let names = expert_names(&model);
     let experts = permitted(&names, args.experts.as_deref())?;
     let kv_format = config.serve.kv_type.format();
@@ -73,10 +74,11 @@ pub(crate) fn model_folder(config: &Config, name: Option<&str>) -> Result<PathBu
     Ok(artifact.path)
 }
 
-pub(crate) fn load(folder: &std::path::Path) -> Result<Model> {
+/// To generate text, with weights in so many bytes of memory.
+pub(crate) fn load(folder: &std::path::Path, memory: u64) -> Result<Model> {
     let progress = Progress::new("load", "");
     progress.say(&folder.display().to_string());
-    Ok(Model::load_for(Purpose::Generation, folder, Precision::best())?)
+    Ok(Model::load_within(Purpose::Generation, folder, Precision::best(), memory)?)
 }
 
 /// The set of the experts named; all of them if no names are given.

@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let (path, config, root) = subject(args, setup)?;
-    let model = load(&path)?;
+    let model = load(&path, config.weights_memory())?;
     let names = expert_names(&model);
     let limits = Limits {
         running: config.running,
@@ -124,8 +124,12 @@ fn tls(args: &Args, config: &Serve, setup: &Setup) -> Option<Tls> {
 /// What the server will hold, at most.
 fn memory(model: &Model, limits: Limits) -> String {
     const MB: f64 = 1e6;
+    let in_file = match model.decoder.bytes_in_file() {
+        0 => String::new(),
+        bytes => format!(" (experts of {:.0} MB in a file)", bytes as f64 / MB),
+    };
     format!(
-        "memory: {:.0} MB of weights, up to {:.0} MB of keys and values ({} tokens in {})",
+        "memory: {:.0} MB of weights{in_file}, up to {:.0} MB of keys and values ({} tokens in {})",
         model.decoder.bytes() as f64 / MB,
         limits.kv_bytes as f64 / MB,
         limits.kv_tokens(model.config()),

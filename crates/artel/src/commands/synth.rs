@@ -92,7 +92,8 @@ fn open(stages: &Stages, teacher: &Teacher) -> Result<engine::Teacher> {
     match teacher {
         Teacher::Local { model } => {
             let folder = stages.workspace.path(Kind::Model, &local_name(model));
-            let model = super::chat::load(&folder)?;
+            let memory = kernel::available_memory().unwrap_or(u64::MAX);
+            let model = super::chat::load(&folder, memory)?;
             let engine = Engine::start(Arc::new(model), stages.pool(), Limits::default());
             Ok(engine::Teacher::Local(engine))
         }

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use kernel::{Kernel, Pool, Precision};
+use kernel::{Kernel, Pool, Precision, available_memory};
 use model::Config;
-use train::whole::{self, Ledger, Summary, Training, available, held};
+use train::whole::{self, Ledger, Summary, Training, held};
 
 use crate::progress::Progress;
 
@@ -25,7 +25,7 @@ pub(super) fn checked_memory(
     let [_, now] = held().unwrap_or_default();
     let held = [now, states];
     let ledger = Ledger::predict(config, training, Precision::best(), pool.threads(), held);
-    let limit = match (memory_mb, available()) {
+    let limit = match (memory_mb, available_memory()) {
         (0, Some(free)) => free + now,
         (0, None) => u64::MAX,
         (allowed, _) => allowed << 20,

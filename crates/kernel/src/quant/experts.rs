@@ -68,6 +68,11 @@ impl TiledExperts {
         self.experts
     }
 
+    /// Whether the weights lie in a file: see [`Arena::in_file`].
+    pub fn in_file(&self) -> bool {
+        self.gate_up.in_file()
+    }
+
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
         self.gate_up.bytes() + self.down.bytes()
@@ -84,11 +89,26 @@ impl TiledExperts {
     pub fn forward(&self, pool: &Pool, out: &mut [f32], x: &[f32], routes: &Routes) {
         assert_eq!(x.len(), routes.tokens() * self.hidden, "rows of {}", self.hidden);
         assert!(out.len() == x.len() && routes.experts() == self.experts);
+        if self.in_file() {
+            self.fetch(pool, routes);
+        }
         let x = Activations::new(pool, x, self.hidden);
         let mut inner = pool.buffer(routes.rows.len() * self.width);
         self.inner(pool, &mut inner, &x, routes);
         let inner = Activations::new(pool, &inner, self.width);
         self.scatter(pool, out, &inner, routes);
+    }
+
+    /// Has the system read the weights of all experts that have rows: those of the last are on their way
+    /// while the first compute.
+    fn fetch(&self, pool: &Pool, routes: &Routes) {
+        let used = routes.load().enumerate().filter(|(_, rows)| *rows > 0);
+        let used: Vec<usize> = used.map(|(expert, _)| expert).collect();
+        let each = |tiles: usize, expert: usize| expert * tiles..(expert + 1) * tiles;
+        pool.run(used.len(), &|at| {
+            self.gate_up.will_need(each(2 * self.width / TILE, used[at]));
+        });
+        pool.run(used.len(), &|at| self.down.will_need(each(self.hidden / TILE, used[at])));
     }
 
     /// **Shapes**: out `[routes, width]`.

@@ -4,6 +4,8 @@
 //! that one 512-bit register holds the same four values of all 16 rows. Nothing is decoded: the
 //! bits per weight stay the file's, and [`Tiles::row`] gives every row back exactly.
 
+use std::ops::Range;
+
 use super::{Error, Format, Matrix, blocks};
 use crate::arena::{Arena, Region};
 use crate::pool::Pool;
@@ -121,6 +123,18 @@ impl Tiles {
         self.parts.iter().map(|part| part.region.bytes().len()).sum()
     }
 
+    /// Whether they lie in a file: see [`Arena::in_file`].
+    pub fn in_file(&self) -> bool {
+        self.parts.iter().any(|part| part.region.in_file())
+    }
+
+    /// Has these tiles read, while other work goes on. They must belong to one stacked matrix.
+    pub(super) fn will_need(&self, tiles: Range<usize>) {
+        let (part, at) = self.part(tiles.start);
+        let size = part.tile_bytes();
+        part.region.will_need(at * size..(at + tiles.len()) * size);
+    }
+
     /// Writes the values of one row, exactly those that the format's reference gives.
     ///
     /// **Shapes**: out `[cols]`.
@@ -149,15 +163,24 @@ impl Tiles {
     }
 
     pub(crate) fn tile(&self, index: usize) -> Tile<'_> {
-        let part = self.parts.iter().rfind(|part| part.first <= index).expect("parts begin at 0");
-        let (all, at) = (part.region.bytes(), index - part.first);
-        let size = all.len() / part.rows.div_ceil(TILE);
-        let bytes = &all[at * size..(at + 1) * size];
+        let (part, at) = self.part(index);
+        let size = part.tile_bytes();
+        let bytes = &part.region.bytes()[at * size..(at + 1) * size];
         Tile { format: part.format, bytes, rows: TILE.min(part.rows - at * TILE) }
+    }
+
+    /// Where a tile stands: in which matrix, and its number there.
+    fn part(&self, index: usize) -> (&Part, usize) {
+        let part = self.parts.iter().rfind(|part| part.first <= index).expect("parts begin at 0");
+        (part, index - part.first)
     }
 }
 
 impl Part {
+    fn tile_bytes(&self) -> usize {
+        self.region.bytes().len() / self.rows.div_ceil(TILE)
+    }
+
     fn new(pool: &Pool, arena: &mut Arena, matrix: &Matrix, first: usize) -> Self {
         let format = matrix.format;
         let size = format.block_bytes();

@@ -18,6 +18,20 @@ impl Decoder {
     /// # Errors
     /// What [`Source`] says of a missing or misshapen tensor.
     pub fn load(source: &Source, precision: Precision, purpose: Purpose) -> Result<Self, Error> {
+        Decoder::load_within(source, precision, purpose, u64::MAX)
+    }
+
+    /// As [`Decoder::load`]. Where a GGUF file is larger than `memory` bytes, experts of its own lie in
+    /// another file beside it to generate text: see [`Arena::in_file`].
+    ///
+    /// # Errors
+    /// As [`Decoder::load`]; [`Error::Io`] if there is no room for that file.
+    pub fn load_within(
+        source: &Source,
+        precision: Precision,
+        purpose: Purpose,
+        memory: u64,
+    ) -> Result<Self, Error> {
         let mut config = source.config()?;
         config.mtp &= purpose == Purpose::Generation;
         refuse_untrainable(source, &config, purpose)?;
@@ -28,8 +42,12 @@ impl Decoder {
             let weights = Weights::read(source, &config)?;
             return Ok(Decoder::of_weights(&pool, &config, precision, purpose, &weights));
         }
-        let arena = Arena::new();
-        let mut reader = Reader { source, config: &config, pool: &pool, precision, purpose, arena };
+        let expert_arena = match config.routing {
+            Some(_) => source.arena_beside(memory)?,
+            None => None,
+        };
+        let (config, pool, arena) = (&config, &pool, Arena::new());
+        let mut reader = Reader { source, config, pool, precision, purpose, arena, expert_arena };
         let embedding = source.matrix("model.embed_tokens.weight", config.vocab, config.hidden)?;
         let head = if config.tied_embeddings {
             reader.stack(&[&embedding])
@@ -42,7 +60,7 @@ impl Decoder {
         };
         let layers = (0..config.layers).map(|l| reader.layer(l)).collect::<Result<_, _>>()?;
         let mtp = config.mtp.then(|| reader.mtp()).transpose()?;
-        let (rotary, window_rotary) = rotaries(&config);
+        let (rotary, window_rotary) = rotaries(config);
         let mut decoder = Decoder {
             precision,
             purpose,
@@ -59,7 +77,7 @@ impl Decoder {
         decoder.set_norm(&source.vector("model.norm.weight", config.hidden)?);
         let experts = read_experts(source)?;
         let experts: Vec<_> = experts.iter().map(|(name, e)| (name.as_str(), e)).collect();
-        decoder.attach(&pool, &experts);
+        decoder.attach(pool, &experts);
         Ok(decoder)
     }
 }
@@ -130,6 +148,8 @@ pub(super) struct Reader<'a> {
     pub(super) precision: Precision,
     pub(super) purpose: Purpose,
     pub(super) arena: Arena,
+    /// Of routed experts, where they have one of their own.
+    pub(super) expert_arena: Option<Arena>,
 }
 
 impl Reader<'_> {

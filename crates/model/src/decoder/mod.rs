@@ -23,6 +23,7 @@ use kernel::{Buffer, Pool, Precision};
 
 use crate::{Config, ExpertsConfig, Rope};
 use embedding::Embedding;
+use feed_forward::FeedForward;
 use layer::{Layer, Pass};
 use linear::Linear;
 use mixture::Mixture;
@@ -91,6 +92,15 @@ impl Decoder {
         let layers: usize = self.layers.iter().map(Layer::bytes).sum();
         let mtp = self.mtp.as_ref().map_or(0, Mtp::bytes);
         layers + mtp + self.head.bytes() + self.embedding.bytes()
+    }
+
+    /// Of these, what lies in a file, from which the system reads it when it is needed.
+    pub fn bytes_in_file(&self) -> usize {
+        let stored = self.layers.iter().map(|layer| match &layer.feed_forward {
+            FeedForward::Stored(stored) => stored.bytes_in_file(),
+            _ => 0,
+        });
+        stored.sum()
     }
 
     /// Of these, what one token alone is multiplied with: of a model's own experts, those that it

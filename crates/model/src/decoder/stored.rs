@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use kernel::quant::TiledExperts;
-use kernel::{Matrix, Pool, Precision, Router, Routes};
+use kernel::{Arena, Matrix, Pool, Precision, Router, Routes};
 
 use super::LayerWeights;
 use super::feed_forward::{FeedForward, Fused, choose};
@@ -37,6 +37,11 @@ impl StoredExperts {
         self.routed.forward(pool, out, x, &chosen.routes);
     }
 
+    /// How many of the [bytes](Self::bytes) lie in a file.
+    pub(super) fn bytes_in_file(&self) -> usize {
+        if self.routed.in_file() { self.routed.bytes() } else { 0 }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.routed.bytes() + self.shared.as_ref().map_or(0, TiledExperts::bytes)
     }
@@ -65,14 +70,15 @@ impl Reader<'_> {
     fn stored(&mut self, parts: &Parts) -> Option<StoredExperts> {
         let routing = self.config.routing?;
         let (pool, gate) = (self.pool, self.config.family.gate());
-        let mut tiled = |experts, gate_up: &[Matrix], down: &[Matrix]| {
+        let tiled = |arena: &mut Arena, experts, gate_up: &[Matrix], down: &[Matrix]| {
             let (gate_up, down) = (stacked(gate_up)?, stacked(down)?);
-            TiledExperts::new(pool, &mut self.arena, experts, gate, [&gate_up, &down]).ok()
+            TiledExperts::new(pool, arena, experts, gate, [&gate_up, &down]).ok()
         };
-        let routed = tiled(routing.experts, &parts.gate_up, &parts.down)?;
+        let arena = self.expert_arena.as_mut().unwrap_or(&mut self.arena);
+        let routed = tiled(arena, routing.experts, &parts.gate_up, &parts.down)?;
         let shared = match parts.shared_down.is_empty() {
             true => None,
-            false => Some(tiled(1, &parts.shared_gate_up, &parts.shared_down)?),
+            false => Some(tiled(&mut self.arena, 1, &parts.shared_gate_up, &parts.shared_down)?),
         };
         let values: Vec<f32> = parts.router.iter().flat_map(Matrix::to_f32).collect();
         let (experts, hidden, factor) =

@@ -121,6 +121,11 @@ impl Gguf {
         Ok(())
     }
 
+    /// Bytes of the file.
+    pub(crate) fn len(&self) -> usize {
+        self.file.len()
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)
     }

@@ -8,8 +8,8 @@ mod safetensors;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use kernel::Matrix;
 use kernel::quant::{Format, dequantise};
+use kernel::{Arena, Matrix};
 
 use self::gguf::Gguf;
 use self::names::Stored;
@@ -124,6 +124,22 @@ impl Source {
             Source::SafeTensors(_) => None,
             Source::Gguf(model) => Some(&model.file.path),
         }
+    }
+
+    /// Room for all weights of a GGUF file in another one beside it, if they take more than `memory` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be written to, or its disk is full.
+    pub(crate) fn arena_beside(&self, memory: u64) -> Result<Option<Arena>, Error> {
+        let Source::Gguf(GgufModel { file, .. }) = self else { return Ok(None) };
+        if file.len() as u64 <= memory {
+            return Ok(None);
+        }
+        let folder = file.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        let action = "reserve room for weights beyond the memory in";
+        let io = |source| Error::Io { action, path: folder.into(), source };
+        Arena::in_file(folder, file.len()).map(Some).map_err(io)
     }
 
     /// The error that says why a sound model cannot be used.

@@ -1,8 +1,11 @@
 use std::path::Path;
 
 use kernel::quant::Format;
-use kernel::{Pool, Precision};
-use model::{Importance, Mix, Model, Quantise, Source, StoredTensor};
+use kernel::{Matrix, Pool, Precision};
+use model::{
+    ExpertSet, Export, Importance, Input, KvCache, Mix, Model, Purpose, Quantise, Source,
+    StoredTensor, TensorInfo,
+};
 
 use crate::write::export;
 use crate::{fixtures, message};
@@ -114,6 +117,48 @@ fn importance_knows_every_matrix_of_the_file_and_is_refused_with_another() {
     let refused = message(quantise("q4_0", Some(&other), &from, &to), folder.path());
     assert!(refused.contains("it is of another model"), "{refused}");
     assert!(!to.exists() && !to.with_extension("gguf.partial").exists());
+}
+
+#[test]
+fn experts_beyond_the_memory_lie_in_a_file_and_give_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["mixtral", "glm4_moe"] {
+        // As the fixture, but with experts wide enough for tiles.
+        let source = Source::open(&fixtures().join(name)).unwrap();
+        let mut config = source.config().unwrap();
+        let routing = config.routing.as_mut().unwrap();
+        (routing.width, config.intermediate) = (32, 32);
+        let (tokenizer, template) = (source.tokenizer().unwrap(), source.template().unwrap());
+        let export = Export {
+            name,
+            config: &config,
+            tokenizer: &tokenizer,
+            template: &template,
+            format: Format::Q8_0,
+        };
+        let path = folder.path().join("large.gguf");
+        let mut wave = |info: &TensorInfo| {
+            let (rows, cols) = info.rows_cols();
+            let values = (0..info.len()).map(|i| ((i * i) as f32 * 0.37).sin());
+            Ok(Matrix::from_f32(rows, cols, values.collect()))
+        };
+        export.write_gguf(&path, &mut wave).unwrap();
+        let files = || std::fs::read_dir(folder.path()).unwrap().count();
+        let before = files();
+        let rows = |memory: u64| {
+            let purpose = Purpose::Generation;
+            let model = Model::load_within(purpose, &path, Precision::F32, memory).unwrap();
+            let bytes = model.decoder.bytes_in_file();
+            assert_eq!(bytes > 0, memory < 10_000, "{name}: {bytes} bytes");
+            assert!(bytes < model.decoder.bytes());
+            assert_eq!(files(), before, "the file has no name");
+            let mut cache = KvCache::new(model.config());
+            let tokens: Vec<u32> = (4..40).collect();
+            let input = Input { tokens: &tokens, cache: &mut cache, experts: ExpertSet::NONE };
+            model.decoder.forward(&Pool::new(2), &mut [input]).rows
+        };
+        assert!(rows(u64::MAX) == rows(1000), "{name}");
+    }
 }
 
 #[test]

@@ -243,11 +243,6 @@ pub fn held() -> Option<[u64; 2]> {
     Some([value(&status, "VmHWM:")?, value(&status, "VmRSS:")?])
 }
 
-/// Memory that the machine can still give, where the system says so.
-pub fn available() -> Option<u64> {
-    value(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
-}
-
 /// The value of a line such as `VmRSS:   1234 kB`.
 fn value(text: &str, key: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key))?;

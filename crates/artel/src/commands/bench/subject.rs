@@ -15,6 +15,10 @@ pub(super) struct SubjectArgs {
     /// activations to 8 bits
     #[arg(long)]
     exact: bool,
+    /// Keep weights in so many units of 2^20 bytes: experts beyond are read from a file, as `artel
+    /// serve` does [default: all in memory]
+    #[arg(long, value_name = "MB")]
+    memory_mb: Option<u64>,
 }
 
 /// A model that reads and writes.
@@ -31,7 +35,8 @@ impl SubjectArgs {
             true => (Purpose::Inference, KvFormat::F32),
             false => (Purpose::Generation, KvFormat::F16),
         };
-        let model = Model::load_for(purpose, &self.model, Precision::best())?;
+        let memory = self.memory_mb.map_or(u64::MAX, |mb| mb << 20);
+        let model = Model::load_within(purpose, &self.model, Precision::best(), memory)?;
         Ok(Subject { model, pool, kv_format })
     }
 }
@@ -92,9 +97,10 @@ impl Subject {
     /// One line about what is measured, for stderr.
     pub(super) fn describe(&self, path: &Path) -> String {
         format!(
-            "{}: {:.1} MB of weights, {} threads, {} products",
+            "{}: {:.1} MB of weights, {:.1} of them in a file, {} threads, {} products",
             path.display(),
             self.model.decoder.bytes() as f64 / 1e6,
+            self.model.decoder.bytes_in_file() as f64 / 1e6,
             self.pool.threads(),
             self.model.decoder.product_name(),
         )
