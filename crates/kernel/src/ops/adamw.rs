@@ -29,6 +29,13 @@ pub struct AdamW {
     pub gradient_scale: f32,
 }
 
+impl AdamW {
+    /// By what the means are multiplied, which began at 0.
+    fn corrections(&self) -> [f32; 2] {
+        [self.beta1, self.beta2].map(|beta| 1.0 / (1.0 - beta.powi(self.step as i32)))
+    }
+}
+
 /// One step on `parameters`, with the running means of the gradient and of its square.
 ///
 /// **Shapes**: all of one length.
@@ -107,7 +114,7 @@ fn piece(
     square: &mut [f32],
     step: AdamW,
 ) {
-    move_values(parameters, gradients, mean, square, step);
+    move_values(parameters, gradients, [mean, square], step, step.corrections());
 }
 }
 
@@ -121,6 +128,7 @@ fn piece_in_bytes(
     step: AdamW,
     first: u32,
 ) {
+    let corrections = step.corrections();
     let means = mean.as_chunks_mut::<BLOCK_BYTES>().0.iter_mut();
     let means = means.zip(square.as_chunks_mut::<BLOCK_BYTES>().0);
     let weights = parameters.chunks_mut(BLOCK).zip(gradients.chunks(BLOCK));
@@ -128,11 +136,11 @@ fn piece_in_bytes(
         let (mut m, mut v) = (read::<SIGNED>(mean), read::<UNSIGNED>(square));
         match (<&mut [f32; BLOCK]>::try_from(&mut *parameters), <&[f32; BLOCK]>::try_from(gradients)) {
             (Ok(parameters), Ok(gradients)) => {
-                move_values(parameters, gradients, &mut m, &mut v, step);
+                move_values(parameters, gradients, [&mut m, &mut v], step, corrections);
             }
             _ => {
                 let (m, v) = (&mut m[..gradients.len()], &mut v[..gradients.len()]);
-                move_values(parameters, gradients, m, v, step);
+                move_values(parameters, gradients, [m, v], step, corrections);
             }
         }
         let chances = chances(first.wrapping_add((block * BLOCK) as u32), step.step);
@@ -146,12 +154,10 @@ fn piece_in_bytes(
 fn move_values(
     parameters: &mut [f32],
     gradients: &[f32],
-    mean: &mut [f32],
-    square: &mut [f32],
+    [mean, square]: [&mut [f32]; 2],
     step: AdamW,
+    [correct1, correct2]: [f32; 2],
 ) {
-    let correct1 = 1.0 / (1.0 - step.beta1.powi(step.step as i32));
-    let correct2 = 1.0 / (1.0 - step.beta2.powi(step.step as i32));
     let keep = 1.0 - step.learning_rate * step.weight_decay;
     let len = parameters.len();
     let (gradients, mean, square) = (&gradients[..len], &mut mean[..len], &mut square[..len]);
