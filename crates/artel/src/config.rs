@@ -154,11 +154,12 @@ impl Default for Serve {
 }
 
 /// How the server and `artel chat` keep keys and values.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum KvType {
     F32,
     F16,
+    Q8,
 }
 
 impl KvType {
@@ -166,6 +167,7 @@ impl KvType {
         match self {
             KvType::F32 => KvFormat::F32,
             KvType::F16 => KvFormat::F16,
+            KvType::Q8 => KvFormat::Q8,
         }
     }
 }

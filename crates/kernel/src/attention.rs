@@ -276,6 +276,9 @@ mod tests {
             .map(|_| match format {
                 KvFormat::F32 => KvValues::F32(vec![f32::NAN; size]),
                 KvFormat::F16 => KvValues::F16(vec![0x7e00; size]),
+                KvFormat::Q8 => {
+                    KvValues::Q8 { values: vec![99; size], scales: vec![f32::NAN; size / dim] }
+                }
             })
             .collect();
         for (page, rows) in pages.iter_mut().zip(qkv.chunks(Pages::TOKENS * stride)) {
@@ -310,7 +313,9 @@ mod tests {
             let qkv = wave(len * HEADS.qkv_width(), 0.2);
             let (expected, _) = run_windowed(&qkv, std::slice::from_ref(&(0..len)), window);
             let expected = &expected[(len - queries) * width..];
-            for (format, most) in [(KvFormat::F32, 1e-5), (KvFormat::F16, 1e-3)] {
+            for (format, most) in
+                [(KvFormat::F32, 1e-5), (KvFormat::F16, 1e-3), (KvFormat::Q8, 1e-2)]
+            {
                 let found = run_paged((&qkv, HEADS), queries, window, format, 2);
                 for (a, b) in found.iter().zip(expected) {
                     let what = format!("{len} {queries} {window:?} {format:?}");
@@ -326,7 +331,7 @@ mod tests {
         for (heads, kv_heads, head_dim) in [(1, 1, 16), (6, 2, 64), (5, 1, 80), (8, 1, 256)] {
             let heads = Heads { heads, kv_heads, head_dim };
             let qkv = wave(150 * heads.qkv_width(), 0.4);
-            for format in [KvFormat::F32, KvFormat::F16] {
+            for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
                 let rows = run_paged((&qkv, heads), 4, Some(145), format, 1);
                 let again = run_paged((&qkv, heads), 4, Some(145), format, 3);
                 assert_eq!(rows, again, "{heads:?}: the number of threads shows");

@@ -105,7 +105,7 @@ recipes = ["structure"]         # from the documents' own structure; "qa" and "r
 [serve]
 listen = "127.0.0.1:8080"
 # kv_mb = 2048                  # memory for conversations that run, and for prompts to be used again
-# kv_type = "f16"               # or "f32": twice the memory, and slower where many are answered at once
+# kv_type = "f16"               # or "f32": twice the memory, and slower where many are answered at once; or "q8": half
 # lookup = 16                   # tokens drafted at once where a text repeats itself; 0 for none
 # audit_log = "requests.jsonl"  # who asked, when, how many tokens; never what
 # [[serve.keys]]                # `artel key new NAME --experts a,b` prints these lines

@@ -10,7 +10,7 @@ const TOKENS: usize = Pages::TOKENS;
 /// Lanes of a register.
 const LANES: usize = 16;
 
-/// Values of 32 or 16 bits.
+/// Values of 32, 16 or 8 bits.
 trait Stored: Copy {
     /// 16 values as f32.
     ///
@@ -24,6 +24,14 @@ impl Stored for f32 {
     unsafe fn load(at: *const f32) -> __m512 {
         // SAFETY: by the trait's contract.
         unsafe { _mm512_loadu_ps(at) }
+    }
+}
+
+impl Stored for i8 {
+    #[inline(always)]
+    unsafe fn load(at: *const i8) -> __m512 {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
     }
 }
 
@@ -47,6 +55,10 @@ pub(super) fn checked_heads(part: &Part, query: &[f32], dim: usize, out: &[f32])
     let len = |page: &KvPart| match page {
         KvPart::F32(values) => values.len(),
         KvPart::F16(values) => values.len(),
+        KvPart::Q8 { values, scales } => {
+            assert_eq!(scales.len(), TOKENS);
+            values.len()
+        }
     };
     assert!(part.keys.iter().chain(part.values).all(|page| len(page) == TOKENS * dim));
     heads
@@ -83,9 +95,15 @@ pub(super) unsafe fn scores(
         unsafe {
             match *keys {
                 KvPart::F32(keys) => {
+                    let keys = (keys, None);
                     for_heads!(heads, page_scores<_>(keys, query, dim, part.scale, scores, at, next));
                 }
                 KvPart::F16(keys) => {
+                    let keys = (keys, None);
+                    for_heads!(heads, page_scores<_>(keys, query, dim, part.scale, scores, at, next));
+                }
+                KvPart::Q8 { values, scales } => {
+                    let keys = (values, Some(scales));
                     for_heads!(heads, page_scores<_>(keys, query, dim, part.scale, scores, at, next));
                 }
             }
@@ -94,10 +112,10 @@ pub(super) unsafe fn scores(
 }
 
 /// The scores of one page, for `HEADS` heads. `next` is the page that is read after it: it lies elsewhere,
-/// and the processor does not foresee where.
+/// and the processor does not foresee where. With `keys` come their scales, where they have such.
 #[inline(always)]
 unsafe fn page_scores<T: Stored, const HEADS: usize>(
-    keys: &[T],
+    (keys, scales): (&[T], Option<&[f32]>),
     query: &[f32],
     dim: usize,
     scale: f32,
@@ -129,7 +147,12 @@ unsafe fn page_scores<T: Stored, const HEADS: usize>(
             for half in 0..2 {
                 let sum = _mm512_add_ps(sums[head][0][half], sums[head][1][half]);
                 let to = scores[head].as_mut_ptr().add(at + half * LANES);
-                _mm512_storeu_ps(to, _mm512_mul_ps(sum, _mm512_set1_ps(scale)));
+                let mut score = _mm512_mul_ps(sum, _mm512_set1_ps(scale));
+                if let Some(scales) = scales {
+                    let scales = _mm512_loadu_ps(scales.as_ptr().add(half * LANES));
+                    score = _mm512_mul_ps(score, scales);
+                }
+                _mm512_storeu_ps(to, score);
             }
         }
     }
@@ -181,9 +204,15 @@ unsafe fn strip<const N: usize, const HEADS: usize>(
             let next = part.values.get(page + 1).copied();
             match *values {
                 KvPart::F32(values) => {
+                    let values = (values, None);
                     page_values(values, tokens, first, weights, (dim, column), &mut sums, next);
                 }
                 KvPart::F16(values) => {
+                    let values = (values, None);
+                    page_values(values, tokens, first, weights, (dim, column), &mut sums, next);
+                }
+                KvPart::Q8 { values, scales } => {
+                    let values = (values, Some(scales));
                     page_values(values, tokens, first, weights, (dim, column), &mut sums, next);
                 }
             }
@@ -197,11 +226,11 @@ unsafe fn strip<const N: usize, const HEADS: usize>(
     }
 }
 
-/// Adds the values of one page, whose first token is `first` of the part. `next` as in
+/// Adds the values of one page, whose first token is `first` of the part. `next` and scales as in
 /// [`page_scores`].
 #[inline(always)]
 unsafe fn page_values<T: Stored, const N: usize, const HEADS: usize>(
-    values: &[T],
+    (values, scales): (&[T], Option<&[f32]>),
     tokens: std::ops::Range<usize>,
     first: usize,
     weights: &Weights,
@@ -223,7 +252,11 @@ unsafe fn page_values<T: Stored, const N: usize, const HEADS: usize>(
                 loaded[register] = T::load(row.add(register * LANES));
             }
             for head in 0..HEADS {
-                let weight = _mm512_set1_ps(*weights[head].as_ptr().add(token));
+                let mut weight = *weights[head].as_ptr().add(token);
+                if let Some(scales) = scales {
+                    weight *= scales.as_ptr().add(token - first).read();
+                }
+                let weight = _mm512_set1_ps(weight);
                 for register in 0..N {
                     kept[head][register] =
                         _mm512_fmadd_ps(weight, loaded[register], kept[head][register]);

@@ -159,9 +159,9 @@ impl Part<'_> {
             return;
         }
         let mut wide = [Vec::new(), Vec::new()];
-        for (wide, pages) in wide.iter_mut().zip([self.keys, self.values]) {
-            pages.iter().for_each(|page| page.widen(wide));
-        }
+        let [keys, values] = &mut wide;
+        self.keys.iter().for_each(|page| page.widen(keys, |at| at % Pages::TOKENS));
+        self.values.iter().for_each(|page| page.widen(values, |at| at / dim));
         plain_scores(&wide[0], query, dim, self.scale, &mut weights);
         self.weigh(&mut weights, dim, out);
         plain_values(&wide[1], self.seen.clone(), &weights, dim, out);

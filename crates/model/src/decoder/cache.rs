@@ -31,7 +31,8 @@ impl Page {
 
     /// Memory that a page takes, in bytes.
     pub fn bytes(config: &Config, format: KvFormat) -> usize {
-        config.layers * Pages::page_len(config.kv_heads, config.head_dim) * format.bytes()
+        let values = config.layers * Pages::page_len(config.kv_heads, config.head_dim);
+        format.bytes(values, config.head_dim)
     }
 }
 
@@ -97,9 +98,9 @@ impl KvCache {
 
     /// Makes room for `tokens` more, whose keys and values are written to the [reserved](Self::reserved) pages.
     pub(super) fn reserve(&mut self, tokens: usize) {
-        let (format, size) = (self.format, self.layers * self.layer_len());
+        let (format, size, dim) = (self.format, self.layers * self.layer_len(), self.head_dim);
         let pages = (self.len + tokens).div_ceil(Page::TOKENS);
-        self.pages.resize_with(pages, || Arc::new(Page(KvValues::zeros(format, size))));
+        self.pages.resize_with(pages, || Arc::new(Page(KvValues::zeros(format, size, dim))));
         for page in &mut self.pages[self.len / Page::TOKENS..] {
             // A copy, where a clone of the cache holds the page too.
             Arc::make_mut(page);

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use kernel::loss::{self, Goal};
 use kernel::{Pool, Precision, logits};
 use model::{
-    Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Input, Keep, KvCache, Model, Purpose,
+    Batch, Decoder, ExpertLayer, ExpertSet, ExpertWeights, Input, Keep, KvCache, KvFormat, Model,
+    Purpose,
 };
 use safetensors::SafeTensors;
 
@@ -195,8 +196,8 @@ fn clones_of_a_cache_share_pages_until_one_writes() {
 
 /// Needs a GGUF file in a block format, its path in `ARTEL_MODEL`.
 ///
-/// The exact run writes; at each place the fast one must name the same token, or one that the exact
-/// logits put close behind.
+/// The exact run writes; at each place the fast one, whatever form it keeps keys and values in, must name
+/// the same token, or one that the exact logits put close behind.
 #[test]
 #[ignore = "needs a downloaded model: set ARTEL_MODEL to a GGUF file"]
 fn generation_names_the_tokens_of_the_exact_run() {
@@ -207,31 +208,37 @@ fn generation_names_the_tokens_of_the_exact_run() {
     let text = "A milling machine removes material with a rotating cutter. The operator";
     let mut tokens: Vec<u32> = exact.config().bos.into_iter().collect();
     tokens.extend(exact.tokenizer.encode(text).unwrap());
-    let mut caches = [KvCache::new(exact.config()), KvCache::new(exact.config())];
-    let (mut from, mut differing, mut widest) = (0, 0, 0f32);
+    let formats = [KvFormat::F32, KvFormat::F16, KvFormat::Q8];
+    let mut cache = KvCache::new(exact.config());
+    let mut caches = formats.map(|format| KvCache::in_format(fast.config(), format));
+    let mut differing = [0; 3];
+    let (mut from, mut widest) = (0, [0f32; 3]);
     for _ in 0..128 {
-        let logits: Vec<Vec<f32>> = [&exact.decoder, &fast.decoder]
-            .into_iter()
-            .zip(&mut caches)
-            .map(|(decoder, cache)| {
-                let input = Input { tokens: &tokens[from..], cache, experts: ExpertSet::NONE };
-                let rows = decoder.forward(&pool, &mut [input]).rows;
-                decoder.logits(&pool, &rows[rows.len() - decoder.config().hidden..]).to_vec()
-            })
-            .collect();
+        let logits = |decoder: &Decoder, cache: &mut KvCache| {
+            let input = Input { tokens: &tokens[from..], cache, experts: ExpertSet::NONE };
+            let rows = decoder.forward(&pool, &mut [input]).rows;
+            decoder.logits(&pool, &rows[rows.len() - decoder.config().hidden..]).to_vec()
+        };
         let best =
             |logits: &[f32]| (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
-        let (wanted, named) = (best(&logits[0]).unwrap(), best(&logits[1]).unwrap());
-        if wanted != named {
-            differing += 1;
-            widest = widest.max(logits[0][wanted] - logits[0][named]);
+        let expected = logits(&exact.decoder, &mut cache);
+        let wanted = best(&expected).unwrap();
+        for (at, cache) in caches.iter_mut().enumerate() {
+            let named = best(&logits(&fast.decoder, cache)).unwrap();
+            if wanted != named {
+                differing[at] += 1;
+                widest[at] = widest[at].max(expected[wanted] - expected[named]);
+            }
         }
         from = tokens.len();
         tokens.push(wanted as u32);
     }
-    println!("{differing} of 128 tokens differ, the widest gap is {widest} nats");
-    assert!(widest < 0.5, "a token {widest} nats behind was preferred");
-    assert!(differing <= 12, "{differing} of 128 tokens differ");
+    for ((format, differing), widest) in formats.iter().zip(differing).zip(widest) {
+        let name = format.name();
+        println!("{name}: {differing} of 128 tokens differ, the widest gap is {widest} nats");
+        assert!(widest < 0.5, "{name}: a token {widest} nats behind was preferred");
+        assert!(differing <= 12, "{name}: {differing} of 128 tokens differ");
+    }
 }
 
 /// Needs SmolLM2-135M-Instruct as GGUF (`artel pull smollm2-135m-instruct`), its path in

@@ -37,7 +37,7 @@ fn check(folder: &str, purpose: Purpose, format: KvFormat) {
 
 #[test]
 fn drafted_tokens_get_the_bits_that_they_would_get_alone() {
-    for format in [KvFormat::F32, KvFormat::F16] {
+    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
         check("gemma3", Purpose::Generation, format);
         check("glm4_moe", Purpose::Generation, format);
         check("deepseek_v3", Purpose::Generation, format);
