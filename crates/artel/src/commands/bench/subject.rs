@@ -6,6 +6,8 @@ use kernel::logits::largest;
 use kernel::{Pool, Precision};
 use model::{ExpertSet, Input, KvCache, KvFormat, Model, Purpose};
 
+use crate::config::KvType;
+
 /// What is measured, the same in all benchmarks of a model.
 #[derive(clap::Args)]
 pub(super) struct SubjectArgs {
@@ -15,6 +17,9 @@ pub(super) struct SubjectArgs {
     /// activations to 8 bits
     #[arg(long)]
     exact: bool,
+    /// How keys and values are kept
+    #[arg(long, value_enum, default_value = "f16")]
+    kv_type: KvType,
     /// Keep weights in so many units of 2^20 bytes: experts beyond are read from a file, as `artel
     /// serve` does [default: all in memory]
     #[arg(long, value_name = "MB")]
@@ -30,14 +35,10 @@ pub(super) struct Subject {
 
 impl SubjectArgs {
     pub(super) fn load(&self, pool: Pool) -> Result<Subject> {
-        // As `artel eval` keeps them, and `artel serve`.
-        let (purpose, kv_format) = match self.exact {
-            true => (Purpose::Inference, KvFormat::F32),
-            false => (Purpose::Generation, KvFormat::F16),
-        };
+        let purpose = if self.exact { Purpose::Inference } else { Purpose::Generation };
         let memory = self.memory_mb.map_or(u64::MAX, |mb| mb << 20);
         let model = Model::load_within(purpose, &self.model, Precision::best(), memory)?;
-        Ok(Subject { model, pool, kv_format })
+        Ok(Subject { model, pool, kv_format: self.kv_type.format() })
     }
 }
 
