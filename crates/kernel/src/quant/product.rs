@@ -188,7 +188,7 @@ pub(crate) struct Slice<'a> {
     pub(crate) cols: usize,
     pub(crate) quants: &'a [i8],
     pub(crate) scales: &'a [Scale],
-    /// Which rows they are, if not all in their order.
+    /// Which rows they are, if not all in their order; they have been checked to be there.
     map: Option<&'a [u32]>,
 }
 
@@ -211,6 +211,7 @@ impl Activations<'_> {
     /// The rows that `map` names.
     pub(super) fn mapped<'a>(&'a self, map: &'a [u32]) -> Slice<'a> {
         let (quants, scales) = (self.quants(), self.scales());
+        assert!(map.iter().all(|row| (*row as usize) < self.rows()), "a row that is not there");
         Slice { count: map.len(), cols: self.cols, quants, scales, map: Some(map) }
     }
 }
@@ -222,10 +223,7 @@ pub(crate) fn tile_product(isa: Isa, tile: &Tile, x: Slice, sums: &mut [[f32; TI
     let rows = x.quants.len() / x.cols;
     assert!(sums.len() == x.count && x.quants.len() == rows * x.cols);
     assert_eq!(x.scales.len() * SUB, x.quants.len());
-    match x.map {
-        None => assert_eq!(x.count, rows),
-        Some(map) => assert!(map.iter().all(|row| (*row as usize) < rows)),
-    }
+    assert!(x.map.is_some() || x.count == rows);
     match isa {
         Isa::Portable => portable::tile(tile, x, sums),
         #[cfg(target_arch = "x86_64")]
