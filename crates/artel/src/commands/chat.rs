@@ -12,7 +12,7 @@ use store::{Kind, Workspace};
 
 use super::eval::expert_names;
 use crate::Setup;
-use crate::config::{Config, check_name};
+use crate::config::{Config, Serve, check_name};
 use crate::failure::Hint;
 use crate::progress::Progress;
 
@@ -35,7 +35,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let config = setup.config()?;
     let folder = model_folder(&config, args.model.as_deref())?;
-    let model = load(&folder, config.serve.weights_memory())?;
+    let model = load(&folder, &config.serve)?;
     let names = expert_names(&model);
     let experts = permitted(&names, args.experts.as_deref())?;
     let kv_format = config.serve.kv_type.format();
@@ -74,11 +74,22 @@ pub(crate) fn model_folder(config: &Config, name: Option<&str>) -> Result<PathBu
     Ok(artifact.path)
 }
 
-/// To generate text, with weights in so many bytes of memory.
-pub(crate) fn load(folder: &std::path::Path, memory: u64) -> Result<Model> {
+/// To generate text, with weights in the memory that `[serve]` leaves them.
+pub(crate) fn load(folder: &std::path::Path, serve: &Serve) -> Result<Model> {
     let progress = Progress::new("load", "");
     progress.say(&folder.display().to_string());
-    Ok(Model::load_within(Purpose::Generation, folder, Precision::best(), memory)?)
+    let memory = serve.weights_memory();
+    let model = Model::load_within(Purpose::Generation, folder, Precision::best(), memory)?;
+    let held = (model.decoder.bytes() - model.decoder.bytes_in_file()) as u64;
+    if serve.memory_mb > 0 && held > memory {
+        let (path, held, memory) = (folder.display(), held.div_ceil(1 << 20), memory >> 20);
+        let error =
+            anyhow!("{path}: its weights take {held} MiB, memory_mb less kv_mb is {memory} MiB");
+        return Err(error.context(Hint::new(
+            "raise serve.memory_mb, lower serve.kv_mb, or make a smaller file by `artel quantize`",
+        )));
+    }
+    Ok(model)
 }
 
 /// The set of the experts named; all of them if no names are given.

@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
     let (path, config, root) = subject(args, setup)?;
-    let model = load(&path, config.weights_memory())?;
+    let model = load(&path, &config)?;
     let names = expert_names(&model);
     let limits = Limits {
         running: config.running,

@@ -12,7 +12,7 @@ use store::{Draft, Kind};
 use synth::{Example, Options};
 
 use crate::Setup;
-use crate::config::{Department, Teacher, local_name};
+use crate::config::{Department, Serve, Teacher, local_name};
 use crate::failure::Hint;
 use crate::progress::Progress;
 use crate::stages::{Stage, Stages};
@@ -92,8 +92,7 @@ fn open(stages: &Stages, teacher: &Teacher) -> Result<engine::Teacher> {
     match teacher {
         Teacher::Local { model } => {
             let folder = stages.workspace.path(Kind::Model, &local_name(model));
-            let memory = kernel::available_memory().unwrap_or(u64::MAX);
-            let model = super::chat::load(&folder, memory)?;
+            let model = super::chat::load(&folder, &Serve::default())?;
             let engine = Engine::start(Arc::new(model), stages.pool(), Limits::default());
             Ok(engine::Teacher::Local(engine))
         }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::company::Company;
+
 fn crates() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
@@ -131,4 +133,16 @@ fn files_that_are_no_certificate_are_named() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("config.json: it holds no certificate"), "{said}");
+}
+
+#[test]
+fn weights_beyond_the_memory_are_refused() {
+    let company = Company::tiny(1);
+    let toml = std::fs::read_to_string(company.path("artel.toml")).unwrap();
+    company.write("artel.toml", format!("{toml}\n[serve]\nmemory_mb = 2048\nkv_mb = 2048\n"));
+    let refused = company.run(&["serve", "--model", "tiny"]);
+    let said = company.transcript(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("its weights take 1 MiB, memory_mb less kv_mb is 0 MiB"), "{said}");
+    assert!(said.contains("raise serve.memory_mb, lower serve.kv_mb"), "{said}");
 }
