@@ -49,12 +49,10 @@ pub fn adamw(
 ) {
     let len = parameters.len();
     assert!(gradients.len() == len && mean.len() == len && square.len() == len);
-    let means = mean.chunks_mut(TASK_VALUES).zip(square.chunks_mut(TASK_VALUES));
-    let weights = parameters.chunks_mut(TASK_VALUES).zip(gradients.chunks(TASK_VALUES));
-    let mut parts: Vec<_> = weights.zip(means).collect();
-    pool.pieces(&mut parts, 1, |_, part| {
-        let ((parameters, gradients), (mean, square)) = &mut part[0];
-        piece(parameters, gradients, mean, square, step);
+    let means = ([mean, square], TASK_VALUES);
+    in_tasks(pool, parameters, gradients, means, |_, weights, gradients, means| {
+        let [mean, square] = means;
+        piece(weights, gradients, mean, square, step);
     });
 }
 
@@ -73,13 +71,28 @@ pub fn adamw_in_bytes(
     let len = parameters.len();
     let bytes = bytes_of_means(len);
     assert!(gradients.len() == len && mean.len() == bytes && square.len() == bytes);
-    let task = bytes_of_means(TASK_VALUES);
-    let means = mean.chunks_mut(task).zip(square.chunks_mut(task));
+    let means = ([mean, square], bytes_of_means(TASK_VALUES));
+    in_tasks(pool, parameters, gradients, means, |first, weights, gradients, means| {
+        let [mean, square] = means;
+        piece_in_bytes(weights, gradients, mean, square, step, first);
+    });
+}
+
+/// Calls `work` for the parts of each task, with the place of its first value; of the means a task has so
+/// many elements.
+fn in_tasks<M: Send>(
+    pool: &Pool,
+    parameters: &mut [f32],
+    gradients: &[f32],
+    ([mean, square], of_task): ([&mut [M]; 2], usize),
+    work: impl Fn(u32, &mut [f32], &[f32], [&mut [M]; 2]) + Sync,
+) {
+    let means = mean.chunks_mut(of_task).zip(square.chunks_mut(of_task));
     let weights = parameters.chunks_mut(TASK_VALUES).zip(gradients.chunks(TASK_VALUES));
     let mut parts: Vec<_> = weights.zip(means).collect();
     pool.pieces(&mut parts, 1, |index, part| {
         let ((parameters, gradients), (mean, square)) = &mut part[0];
-        piece_in_bytes(parameters, gradients, mean, square, step, (index * TASK_VALUES) as u32);
+        work((index * TASK_VALUES) as u32, parameters, gradients, [mean, square]);
     });
 }
 
