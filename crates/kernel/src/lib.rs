@@ -29,7 +29,9 @@ pub use gemm::{
     matmul_transposed,
 };
 pub use mapped::MappedFile;
-pub use memory::{available_memory, give_back_freed_memory, huge_pages, keep_freed_memory};
+pub use memory::{
+    available_memory, give_back_freed_memory, held_memory, huge_pages, keep_freed_memory,
+};
 pub use peak::peak;
 pub use pool::Pool;
 pub use quant::Matrix;

@@ -59,9 +59,16 @@ pub fn huge_pages<T>(values: &[T]) {
 /// Bytes of memory that this process can still take, where the system says so: what is free or only holds
 /// content of files, on the machine and within the limits of the control groups that it runs in.
 pub fn available_memory() -> Option<u64> {
-    let machine = value(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? << 10;
+    let machine = kibibytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Some(machine.min(room(Path::new("/sys/fs/cgroup"), &groups).unwrap_or(u64::MAX)))
+}
+
+/// The most memory that this process has held so far, and what it holds now, in bytes, where the system
+/// says so.
+pub fn held_memory() -> Option<[u64; 2]> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some([kibibytes(&status, "VmHWM:")?, kibibytes(&status, "VmRSS:")?])
 }
 
 /// What the control groups leave, which `/proc/self/cgroup` names in the form `groups`. In a container
@@ -94,6 +101,11 @@ fn room(root: &Path, groups: &str) -> Option<u64> {
     groups.lines().filter_map(room_of).min()
 }
 
+/// The bytes of a line such as `VmRSS:   1234 kB`.
+fn kibibytes(text: &str, key: &str) -> Option<u64> {
+    Some(value(text, key)? << 10)
+}
+
 /// The number behind a key at the beginning of a line.
 fn value(text: &str, key: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
@@ -103,6 +115,12 @@ fn value(text: &str, key: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_system_is_asked_in_kibibytes() {
+        assert_eq!(kibibytes("VmPeak:\t 9 kB\nVmRSS:\t  12 kB\n", "VmRSS:"), Some(12 << 10));
+        assert_eq!(kibibytes("VmPeak:\t 9 kB\n", "VmRSS:"), None);
+    }
 
     #[test]
     fn control_groups_limit_what_is_available() {

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use kernel::{Kernel, Pool, Precision, available_memory};
+use kernel::{Kernel, Pool, Precision, available_memory, held_memory};
 use model::Config;
-use train::whole::{self, Ledger, Summary, Training, held};
+use train::whole::{self, Ledger, Summary, Training};
 
 use crate::progress::Progress;
 
@@ -22,7 +22,7 @@ pub(super) fn checked_memory(
     pool: &Pool,
     (memory_mb, otherwise): (u64, &'static str),
 ) -> Result<Ledger> {
-    let [_, now] = held().unwrap_or_default();
+    let [_, now] = held_memory().unwrap_or_default();
     let held = [now, states];
     let ledger = Ledger::predict(config, training, Precision::best(), pool.threads(), held);
     let limit = match (memory_mb, available_memory()) {
@@ -57,7 +57,7 @@ fn note(at: &whole::Progress, peak: Option<f64>) -> String {
 
 /// What came of a training.
 pub(super) fn tell(name: &str, ledger: &Ledger, summary: &Summary) -> BTreeMap<String, u64> {
-    if let Some([peak, _]) = held() {
+    if let Some([peak, _]) = held_memory() {
         let predicted = ledger.total() >> 20;
         eprintln!("{name}: {} MiB at most, {predicted} predicted", peak >> 20);
     }

@@ -236,19 +236,6 @@ impl Sizes {
     }
 }
 
-/// The most memory that this process has held so far, and what it holds now, where the system says
-/// so.
-pub fn held() -> Option<[u64; 2]> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    Some([value(&status, "VmHWM:")?, value(&status, "VmRSS:")?])
-}
-
-/// The value of a line such as `VmRSS:   1234 kB`.
-fn value(text: &str, key: &str) -> Option<u64> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
-    Some(rest.split_whitespace().next()?.parse::<u64>().ok()? << 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,11 +265,5 @@ mod tests {
         assert!(message_near.contains("lower micro_batch_tokens"), "{message_near}");
         let message_far = message(found.states / 2);
         assert!(message_far.contains("make the model smaller"), "{message_far}");
-    }
-
-    #[test]
-    fn the_system_is_asked_in_kibibytes() {
-        assert_eq!(value("VmPeak:\t 9 kB\nVmRSS:\t  12 kB\n", "VmRSS:"), Some(12 << 10));
-        assert_eq!(value("VmPeak:\t 9 kB\n", "VmRSS:"), None);
     }
 }

@@ -15,7 +15,7 @@ pub use balance::Balance;
 pub use flops::Flops;
 pub(crate) use learned::{How, Learned, Parts, Place, parts_of};
 pub(crate) use ledger::states_of;
-pub use ledger::{Ledger, all_states, held};
+pub use ledger::{Ledger, all_states};
 pub(crate) use means::Means;
 pub use run::{Job, Progress, Summary};
 pub(crate) use run::{run, summary, write_model};

@@ -116,7 +116,7 @@ pub(crate) fn run(args: &Args, setup: &Setup) -> Result<()> {
         format!(" of {:.0}, {:.3} of the peak", peak / 1e9, flops / peak)
     });
     println!("losses {}", losses.join(" "));
-    if let Some([held, _]) = whole::held() {
+    if let Some([held, _]) = kernel::held_memory() {
         println!("memory {} MiB at most, {} predicted", held >> 20, ledger.total() >> 20);
     }
     println!(
@@ -220,7 +220,7 @@ impl Subject {
     }
 
     fn ledger(&self, pool: &Pool, precision: Precision) -> Ledger {
-        let [_, held] = whole::held().unwrap_or_default();
+        let [_, held] = kernel::held_memory().unwrap_or_default();
         let training = self.options.training();
         let held = [held, whole::all_states(&self.config, &training)];
         Ledger::predict(&self.config, &training, precision, pool.threads(), held)
